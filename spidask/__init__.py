@@ -1,0 +1,1 @@
+"""Single hits of X-ray free-electron laser beamtimes, selected on a Dask cluster."""

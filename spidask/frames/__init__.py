@@ -1,0 +1,1 @@
+"""Kernels on one block of frames: NumPy and Numba only."""

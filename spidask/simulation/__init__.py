@@ -1,0 +1,1 @@
+"""A beamtime from first principles."""
