@@ -1,0 +1,234 @@
+"""A small network for diffraction patterns: it sees the pattern and its autocorrelation."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from spidask.schema import CLASSES
+
+LOCAL = 15
+"""Edge of the window whose mean is taken off before the autocorrelation, in pixels."""
+
+
+class PartialConv(nn.Module):
+    """Convolution over the pixels that are there, rescaled to a full window.
+
+    Parameters
+    ----------
+    channels : int
+        Output channels.
+    kernel : int
+        Edge of the window in pixels, odd.
+    stride : int
+        Step of the window in pixels.
+
+    Notes
+    -----
+    Liu et al. 2018, arXiv:1804.07723, equation 1, for one input channel and without bias. A
+    window without any pixel gives 0.
+    """
+
+    window: torch.Tensor
+
+    def __init__(self, channels: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, channels, kernel, stride, kernel // 2, bias=False)
+        self.register_buffer("window", torch.ones(1, 1, kernel, kernel), persistent=False)
+
+    def forward(self, values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Convolve.
+
+        Parameters
+        ----------
+        values
+            Shape (frame, 1, y, x), 0 where a pixel is missing.
+        present
+            1 where a pixel is there, else 0; same shape.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (frame, channels, y / stride, x / stride).
+        """
+        padding = self.conv.kernel_size[0] // 2
+        n = functional.conv2d(present, self.window, stride=self.conv.stride, padding=padding)
+        scale = (n > 0) * self.window.numel() / n.clamp(min=1.0)
+        return torch.as_tensor(self.conv(values) * scale)
+
+
+class Residual(nn.Module):
+    """A strided convolution and one residual block.
+
+    Parameters
+    ----------
+    n_in : int
+        Input channels.
+    n_out : int
+        Output channels.
+
+    Notes
+    -----
+    He et al. 2016, arXiv:1512.03385.
+    """
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.down = nn.Sequential(*_convolution(n_in, n_out, 2), nn.ReLU())
+        self.block = nn.Sequential(
+            *_convolution(n_out, n_out, 1), nn.ReLU(), *_convolution(n_out, n_out, 1)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply both.
+
+        Parameters
+        ----------
+        x
+            Shape (frame, n_in, y, x).
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (frame, n_out, y / 2, x / 2).
+        """
+        x = self.down(x)
+        return functional.relu(x + self.block(x))
+
+
+class Compact(nn.Module):
+    """Classify patterns of any size from the pattern and its autocorrelation.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Channels of the stem and of the stages on the pattern.
+    autocorrelation_widths : sequence of int
+        Channels of the stem and of the stages on the autocorrelation.
+    kernel : int
+        Edge of the first filter in pixels.
+    hidden : int
+        Units between the features and the classes.
+    dropout : float
+        Share of features dropped in training.
+
+    Notes
+    -----
+    A second particle at distance d adds fringes of period wavelength * distance / d to the whole
+    pattern. One filter sees little of a faint fringe, but the Fourier transform of the pattern
+    collects it in one spot at d: the autocorrelation of the electron density. Both branches end
+    in means and maxima over the map, so that the size of the region is free.
+    """
+
+    def __init__(
+        self,
+        widths: tuple[int, ...] = (12, 18, 32, 48),
+        autocorrelation_widths: tuple[int, ...] = (8, 16, 32),
+        kernel: int = 7,
+        hidden: int = 64,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self._settings = {
+            "widths": tuple(widths),
+            "autocorrelation_widths": tuple(autocorrelation_widths),
+            "kernel": kernel,
+            "hidden": hidden,
+            "dropout": dropout,
+        }
+        self.stem = PartialConv(widths[0], kernel, 2)
+        self.stem_norm = nn.BatchNorm2d(widths[0])
+        self.stages = nn.Sequential(*(Residual(a, b) for a, b in itertools.pairwise(widths)))
+        first = autocorrelation_widths[0]
+        self.autocorrelation_stem = nn.Sequential(
+            nn.BatchNorm2d(1), *_convolution(1, first, 1, 5), nn.ReLU()
+        )
+        self.autocorrelation_stages = nn.Sequential(
+            *(Residual(a, b) for a, b in itertools.pairwise(autocorrelation_widths))
+        )
+        self.head = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(2 * (widths[-1] + autocorrelation_widths[-1]), hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, len(CLASSES)),
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments that build the same network.
+
+        Returns
+        -------
+        dict
+            Keyword arguments of this class.
+        """
+        return dict(self._settings)
+
+    def forward(self, values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Class scores.
+
+        Parameters
+        ----------
+        values
+            Patterns as `represent` gives them, shape (frame, 1, y, x), 0 where missing.
+        present
+            1 where a pixel is there, else 0; same shape.
+
+        Returns
+        -------
+        torch.Tensor
+            Unnormalized log probabilities, shape (frame, class), in the order of schema.CLASSES.
+        """
+        pattern = functional.relu(self.stem_norm(self.stem(values, present)))
+        pattern = self.stages(pattern)
+        distances = self.autocorrelation_stem(autocorrelation(values, present))
+        distances = self.autocorrelation_stages(distances)
+        features = [*_pool(pattern), *_pool(distances)]
+        return torch.as_tensor(self.head(torch.cat(features, 1)))
+
+
+def autocorrelation(values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """Logarithm of the power of the pattern's Fourier transform, without its slow part.
+
+    Parameters
+    ----------
+    values
+        Shape (frame, 1, y, x), 0 where a pixel is missing.
+    present
+        1 where a pixel is there, else 0; same shape.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (frame, 1, y // 2, (x // 2 + 1) // 2); distance 0 in the middle of the first column,
+        pooled two by two. White noise of any strength has the mean log(2) or less.
+
+    Notes
+    -----
+    The Fourier transform of an intensity is the autocorrelation of the scattering density
+    (Wiener-Khinchin). The mean of a window of 15 pixels is taken off first, for the steep fall
+    of a pattern would drown everything else.
+    """
+    rough = (values - _local_sum(values) / _local_sum(present).clamp(min=1.0)) * present
+    rough = rough / (rough.square().mean((2, 3), keepdim=True) + 1e-12).sqrt()
+    power = torch.fft.rfft2(rough, norm="ortho").abs().square()
+    return torch.log1p(functional.avg_pool2d(torch.fft.fftshift(power, dim=2), 2))
+
+
+def _convolution(n_in: int, n_out: int, stride: int, kernel: int = 3) -> list[nn.Module]:
+    convolution = nn.Conv2d(n_in, n_out, kernel, stride, kernel // 2, bias=False)
+    return [convolution, nn.BatchNorm2d(n_out)]
+
+
+def _local_sum(x: torch.Tensor) -> torch.Tensor:
+    margin = LOCAL // 2
+    columns = functional.avg_pool2d(x, (LOCAL, 1), 1, (margin, 0), divisor_override=1)
+    return functional.avg_pool2d(columns, (1, LOCAL), 1, (0, margin), divisor_override=1)
+
+
+def _pool(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.mean((2, 3)), x.amax((2, 3))

@@ -1,0 +1,42 @@
+"""From a pattern in photons to what a network sees, on the device."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from spidask.config import Representation
+
+
+def represent(patterns: torch.Tensor, settings: Representation) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale patterns and tell missing pixels apart from dark ones.
+
+    Parameters
+    ----------
+    patterns
+        Patterns, shape (frame, y, x), float32, photons; NaN where a pixel is missing.
+    settings
+        Scale and the number of photons that maps to 1.
+
+    Returns
+    -------
+    values
+        Network input, shape (frame, 1, y, x), float32; 0 where a pixel is missing.
+    present
+        1 where a pixel holds a measurement, else 0; same shape and dtype.
+
+    Examples
+    --------
+    >>> linear = Representation(scale="linear", maximum=10)
+    >>> values, present = represent(torch.tensor([[[5.0, float("nan")]]]), linear)
+    >>> values.flatten().tolist(), present.flatten().tolist()
+    ([0.5, 0.0], [1.0, 0.0])
+    """
+    present = torch.isfinite(patterns)
+    photons = torch.where(present, patterns, 0.0).clamp_(min=0.0)
+    if settings.scale == "linear":
+        values = (photons / settings.maximum).clamp_(max=1.0)
+    else:
+        values = torch.log1p(photons) / math.log1p(settings.maximum)
+    return values.unsqueeze(1), present.to(values.dtype).unsqueeze(1)
