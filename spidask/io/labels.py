@@ -1,0 +1,190 @@
+"""What people say the frames are: tables of labels, and where their frames stand in a Dataset."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+
+from spidask.errors import DataError
+from spidask.schema import CLASSES
+
+IDENTITIES = (("run", "index"), ("trainId", "pulseId"), ("timestamp", "fiducial"), ("timestamp",))
+"""Columns that name a frame, in the order in which they are looked for."""
+
+
+def read_labels(source: str | Path) -> pd.DataFrame:
+    """Read labels of frames from one CSV file or several.
+
+    Parameters
+    ----------
+    source : str or pathlib.Path
+        A path, or a glob of several files of one form.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each label, in the order of the files: the columns that name the frame
+        (``run, index``, or ``trainId, pulseId``, or ``timestamp`` with ``fiducial`` where the
+        file has it), run as text and numbers as int64, and ``label``, a name in
+        `schema.CLASSES`. Further columns are left out.
+
+    Raises
+    ------
+    DataError
+        If no file is there, a column is missing, a label is no known class, a number is no
+        whole number, or a frame is labelled twice; names the file and the line.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "labels.csv"
+    >>> _ = path.write_text("run,index,label,note\\nr0101,7,single,nice\\n")
+    >>> read_labels(path).values.tolist()
+    [['r0101', 7, 'single']]
+    """
+    paths = [str(source)] if Path(source).is_file() else sorted(glob.glob(str(source)))
+    if not paths:
+        raise DataError(
+            f"{source}: no such file of labels; give a path or a glob", path=str(source)
+        )
+    tables = [_read_one(path) for path in paths]
+    identity = _identity(tables[0].columns)
+    for path, table in zip(paths, tables, strict=True):
+        if list(table.columns) != list(tables[0].columns):
+            raise DataError(
+                f"{path}: names frames by other columns than {paths[0]} ({', '.join(identity)}); "
+                "give files of one form",
+                path=path,
+            )
+    places = [f"{p}, line {i + 2}" for p, t in zip(paths, tables, strict=True) for i in t.index]
+    labels = pd.concat(tables, ignore_index=True)
+    _refuse_duplicates(labels, identity, places)
+    return labels
+
+
+def locate(labels: pd.DataFrame, frames: xr.Dataset) -> npt.NDArray[np.int64]:
+    """Find the frames that rows of a table name.
+
+    Parameters
+    ----------
+    labels : pandas.DataFrame
+        Rows as of `read_labels`; only the columns that name the frame are used.
+    frames : xarray.Dataset
+        Dataset with ``run``, ``index`` (frame,) and ``run_name`` (run_code,), and with the
+        event ids that the table uses. Nothing lazy in it is computed.
+
+    Returns
+    -------
+    numpy.ndarray
+        Position along `frame` for each row of the table, shape (row,), int64.
+
+    Raises
+    ------
+    DataError
+        If the Dataset lacks the ids, a row matches no frame (the first ones are named and all
+        are counted), or an event id stands for several frames.
+    """
+    identity = list(_identity(labels.columns))
+    missing = [name for name in identity if name not in frames.variables]
+    if missing:
+        raise DataError(
+            f"labels name frames by {', '.join(identity)}, but the runs have no {missing[0]}; "
+            "give labels by run,index",
+            missing=missing,
+        )
+    wanted = labels[identity].reset_index(drop=True)
+    if "run" in identity:
+        codes = {str(name): code for code, name in enumerate(frames["run_name"].values)}
+        wanted["run"] = wanted["run"].astype(str).map(codes).fillna(-1).astype(np.int64)
+    rows = _rows_of(wanted, frames, identity)
+    lost = labels[rows < 0]
+    if len(lost):
+        first = "; ".join(" ".join(map(str, row)) for row in lost[identity].values[:3])
+        raise DataError(
+            f"{len(lost)} of {len(labels)} labels match no frame, the first by "
+            f"{', '.join(identity)}: {first}; check runs.files and the table",
+            n_unmatched=len(lost),
+        )
+    return rows
+
+
+def _read_one(path: str) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: is no CSV table: {' '.join(str(error).split())}") from None
+    table.columns = [str(name).strip() for name in table.columns]
+    identity = _identity(table.columns, path)
+    table = pd.DataFrame({name: table[name].str.strip() for name in (*identity, "label")})
+    table = table[(table != "").any(axis=1)]
+    for name in identity:
+        if name != "run":
+            table[name] = _whole_numbers(table[name], path)
+    unknown = table[~table["label"].isin(CLASSES)]
+    if len(unknown):
+        raise DataError(
+            f"{path}, line {unknown.index[0] + 2}: label '{unknown['label'].iloc[0]}' is no class; "
+            f"known: {', '.join(CLASSES)}",
+            path=path,
+            line=int(unknown.index[0]) + 2,
+        )
+    return table
+
+
+def _identity(columns: pd.Index, path: str | None = None) -> tuple[str, ...]:
+    found = [names for names in IDENTITIES if set(names) <= set(columns)]
+    if found and (path is None or "label" in columns):
+        return found[0]
+    raise DataError(
+        f"{path or 'the table'}: columns {', '.join(map(str, columns))}; expected "
+        "run,index,label (or trainId,pulseId,label or timestamp,label)",
+        path=path,
+    )
+
+
+def _whole_numbers(column: pd.Series[str], path: str) -> pd.Series[int]:
+    wrong = column[~column.str.fullmatch(r"[0-9]{1,18}")]
+    if len(wrong):
+        line = wrong.index[0] + 2
+        raise DataError(
+            f"{path}, line {line}: {column.name} '{wrong.iloc[0]}' is no whole number from 0 on",
+            path=path,
+            line=int(line),
+        )
+    return column.astype(np.int64)
+
+
+def _refuse_duplicates(labels: pd.DataFrame, identity: tuple[str, ...], places: list[str]) -> None:
+    again = np.flatnonzero(labels.duplicated(list(identity)))
+    if len(again) == 0:
+        return
+    row = labels.loc[again[0], list(identity)]
+    first = int(np.flatnonzero((labels[list(identity)] == row).all(axis=1))[0])
+    named = " ".join(f"{name} {row[name]}" for name in identity)
+    raise DataError(
+        f"{places[again[0]]}: {named} is labelled a second time, first in {places[first]}; "
+        f"keep one of them ({len(again)} such rows)",
+        n_duplicates=len(again),
+    )
+
+
+def _rows_of(
+    wanted: pd.DataFrame, frames: xr.Dataset, identity: list[str]
+) -> npt.NDArray[np.int64]:
+    # Most frames are ruled out by their rarest id alone, before anything is joined.
+    candidates = np.flatnonzero(np.isin(frames[identity[-1]].values, wanted[identity[-1]]))
+    there = pd.DataFrame({name: frames[name].values[candidates] for name in identity})
+    there = there.astype(np.int64).assign(position=candidates)
+    joined = wanted.merge(there, on=identity, how="left")
+    if len(joined) != len(wanted):
+        twice = joined[joined.duplicated(identity)].iloc[0]
+        raise DataError(
+            f"{', '.join(identity)} {' '.join(str(twice[n]) for n in identity)} stands for several "
+            "frames of the runs; give labels by run,index",
+        )
+    return joined["position"].fillna(-1).to_numpy(np.int64)

@@ -1,0 +1,440 @@
+"""How good a selection is: sets of frames, the paper's metrics, intervals, thresholds.
+
+Sets of frames are tables with the columns run and index; rows are never compared by number.
+Metrics of sets: Ignatenko et al. 2021, Mach. Learn.: Sci. Technol. 2, 025014 (arXiv 2008.07288).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.stats
+
+from spidask.errors import DataError
+from spidask.io.labels import read_labels
+from spidask.io.tables import frame_table, read_selection_csv, read_trained_frames
+
+Floats = npt.NDArray[np.floating[Any]]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Precision and recall at every threshold that changes them, from high to low.
+
+    Attributes
+    ----------
+    precision, recall : numpy.ndarray
+        Shape (threshold,), float64.
+    thresholds : numpy.ndarray
+        Scores from which on frames are selected, shape (threshold,), float64; the last is minus
+        infinity if frames without a score exist.
+    """
+
+    precision: npt.NDArray[np.float64]
+    recall: npt.NDArray[np.float64]
+    thresholds: npt.NDArray[np.float64]
+
+
+def is_in(frames: pd.DataFrame, others: pd.DataFrame) -> Bools:
+    """Tell which frames of one set are in another.
+
+    Parameters
+    ----------
+    frames : pandas.DataFrame
+        Columns run and index.
+    others : pandas.DataFrame
+        Columns run and index.
+
+    Returns
+    -------
+    numpy.ndarray
+        For each row of `frames`, shape (row,), bool.
+
+    Examples
+    --------
+    >>> a = pd.DataFrame({"run": ["r1", "r1", "r2"], "index": [0, 1, 0]})
+    >>> b = pd.DataFrame({"run": ["r2", "r1"], "index": [0, 1]})
+    >>> is_in(a, b).tolist()
+    [False, True, True]
+    """
+    runs = pd.Index(others["run"].astype(str).unique())
+    wanted = runs.get_indexer(others["run"].astype(str)), others["index"].to_numpy(np.int64)
+    # One number for each frame; runs that the other set lacks get -1 and match nothing.
+    code = _codes(frames["run"], runs)
+    index = frames["index"].to_numpy(np.int64)
+    span = int(wanted[1].max(initial=0)) + 1
+    possible = (code >= 0) & (index < span)
+    return possible & np.isin(code * span + index, wanted[0] * span + wanted[1])
+
+
+def iou(a: pd.DataFrame, b: pd.DataFrame) -> float:
+    """Give the overlap of two sets of frames, intersection over union.
+
+    Parameters
+    ----------
+    a : pandas.DataFrame
+        Columns run and index, no frame twice.
+    b : pandas.DataFrame
+        Columns run and index, no frame twice.
+
+    Returns
+    -------
+    float
+        Number of common frames by number of all frames; NaN for two empty sets.
+
+    Examples
+    --------
+    >>> a = pd.DataFrame({"run": ["r1", "r1", "r2"], "index": [0, 1, 0]})
+    >>> iou(a, a[:2])
+    0.6666666666666666
+    """
+    common = int(is_in(a, b).sum())
+    return _ratio(common, len(a) + len(b) - common)
+
+
+def judge(selected: Bools, is_single: Bools) -> dict[str, float]:
+    """Compute the paper's metrics of a selection, and of rejecting everything beside them.
+
+    Parameters
+    ----------
+    selected : numpy.ndarray
+        Frames in the selection, shape (frame,), bool.
+    is_single : numpy.ndarray
+        Frames of the manual selection or the truth, shape (frame,), bool.
+
+    Returns
+    -------
+    dict
+        ``frames``, ``manual`` (|M|), ``selected`` (|S|), ``intersection`` (|S n M|), ``iou``,
+        ``accuracy``, ``precision``, ``recall``, ``f1``, and ``accuracy_of_rejecting_all``; NaN
+        where a ratio has no denominator.
+
+    Examples
+    --------
+    >>> metrics = judge(np.array([True, True, False, False]), np.array([True, False, True, False]))
+    >>> metrics["precision"], metrics["iou"], metrics["accuracy"]
+    (0.5, 0.3333333333333333, 0.5)
+    """
+    frames, manual, chosen = len(selected), int(is_single.sum()), int(selected.sum())
+    common = int((selected & is_single).sum())
+    either = manual + chosen - common
+    return {
+        "frames": frames,
+        "manual": manual,
+        "selected": chosen,
+        "intersection": common,
+        "iou": _ratio(common, either),
+        "accuracy": _ratio(frames - either + common, frames),
+        "precision": _ratio(common, chosen),
+        "recall": _ratio(common, manual),
+        "f1": _ratio(2 * common, manual + chosen),
+        "accuracy_of_rejecting_all": _ratio(frames - manual, frames),
+    }
+
+
+def precision_recall(scores: Floats, is_single: Bools, weights: Floats | None = None) -> Curve:
+    """Compute precision and recall at every threshold.
+
+    Parameters
+    ----------
+    scores : numpy.ndarray
+        Scores, shape (frame,); frames without one (NaN) rank last, together.
+    is_single : numpy.ndarray
+        Frames that are single hits, shape (frame,), bool.
+    weights : numpy.ndarray, optional
+        How often each frame counts, shape (frame,); once without it.
+
+    Returns
+    -------
+    Curve
+        One point for each distinct score; equal scores are selected together.
+
+    Raises
+    ------
+    DataError
+        If there is no single hit, or the arrays differ in length.
+
+    Examples
+    --------
+    >>> curve = precision_recall(np.array([0.9, 0.5, 0.5]), np.array([True, False, True]))
+    >>> curve.precision.round(3).tolist(), curve.recall.tolist()
+    ([1.0, 0.667], [0.5, 1.0])
+    """
+    scores, weights = _aligned(scores, is_single, weights)
+    order = np.argsort(-scores, kind="stable")
+    last = _last_of_ties(scores[order])
+    true = np.cumsum((weights * is_single)[order])[last]
+    chosen = np.cumsum(weights[order])[last]
+    # Frames of weight 0 may lead: nothing is selected yet, and precision has no meaning.
+    precision = np.divide(true, chosen, out=np.ones_like(true), where=chosen > 0)
+    return Curve(precision, true / true[-1], scores[order][last])
+
+
+def average_precision(scores: Floats, is_single: Bools, weights: Floats | None = None) -> float:
+    """Compute the mean precision over recall.
+
+    Parameters
+    ----------
+    scores : numpy.ndarray
+        Scores, shape (frame,); frames without one (NaN) rank last, together.
+    is_single : numpy.ndarray
+        Frames that are single hits, shape (frame,), bool.
+    weights : numpy.ndarray, optional
+        How often each frame counts, shape (frame,); once without it.
+
+    Returns
+    -------
+    float
+        Sum over thresholds of precision times the step in recall, as in scikit-learn.
+
+    Raises
+    ------
+    DataError
+        If there is no single hit, or the arrays differ in length.
+
+    Examples
+    --------
+    >>> average_precision(np.array([0.9, 0.8, 0.7]), np.array([True, False, True]))
+    0.8333333333333333
+    """
+    curve = precision_recall(scores, is_single, weights)
+    return float(np.sum(np.diff(curve.recall, prepend=0.0) * curve.precision))
+
+
+def average_precision_interval(
+    scores: Floats, is_single: Bools, *, level: float = 0.95, n_samples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Give a bootstrap interval of the average precision.
+
+    Parameters
+    ----------
+    scores : numpy.ndarray
+        Scores, shape (frame,); frames without one (NaN) rank last, together.
+    is_single : numpy.ndarray
+        Frames that are single hits, shape (frame,), bool.
+    level : float
+        Coverage.
+    n_samples : int
+        Number of resampled sets.
+    seed : int
+        Seed of the resampling.
+
+    Returns
+    -------
+    low, high : float
+        Percentile interval.
+
+    Raises
+    ------
+    DataError
+        If there is no single hit, or the arrays differ in length.
+
+    Notes
+    -----
+    Single hits and others are drawn apart, each as many as there are: average precision depends
+    on their ratio, which the experiment sets and not the classifier.
+    """
+    _aligned(scores, is_single, None)
+    random = np.random.default_rng(seed)
+    groups = [group for group in map(np.flatnonzero, (is_single, ~is_single)) if len(group)]
+    values = []
+    for _ in range(n_samples):
+        drawn = np.concatenate([random.choice(group, len(group)) for group in groups])
+        weights = np.bincount(drawn, minlength=len(scores)).astype(float)
+        values.append(average_precision(scores, is_single, weights))
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def proportion_interval(n_true: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Give the interval of a proportion that was counted.
+
+    Parameters
+    ----------
+    n_true : int
+        Number of cases.
+    n : int
+        Number of trials.
+    level : float
+        Coverage, at least this.
+
+    Returns
+    -------
+    low, high : float
+        Clopper-Pearson interval; (0, 1) without trials.
+
+    Raises
+    ------
+    DataError
+        If there are more cases than trials.
+
+    Examples
+    --------
+    >>> [round(limit, 4) for limit in proportion_interval(0, 10)]
+    [0.0, 0.3085]
+    """
+    if not 0 <= n_true <= n:
+        raise DataError(f"{n_true} cases in {n} trials", n_true=n_true, n=n)
+    tail = (1 - level) / 2
+    low = scipy.stats.beta.ppf(tail, n_true, n - n_true + 1) if n_true else 0.0
+    high = scipy.stats.beta.ppf(1 - tail, n_true + 1, n - n_true) if n_true < n else 1.0
+    return float(low), float(high)
+
+
+def best_threshold(
+    scores: Floats, is_single: Bools, expected_fraction: float | None = None
+) -> tuple[float, float]:
+    """Choose the threshold of the largest F1.
+
+    Parameters
+    ----------
+    scores : numpy.ndarray
+        Scores, shape (frame,); frames without one (NaN) are never selected.
+    is_single : numpy.ndarray
+        Frames that are single hits, shape (frame,), bool.
+    expected_fraction : float, optional
+        Share of single hits where the threshold will be used; the others are weighted so that
+        the single hits make up this share. Without it, the share found here.
+
+    Returns
+    -------
+    threshold : float
+        Frames of at least this score are selected. It lies midway between the lowest score
+        that is selected and the next one below; where all are selected it is the lowest score.
+    f1 : float
+        F1 there, of the weighted frames. Of equal ones the highest threshold is taken.
+
+    Raises
+    ------
+    DataError
+        If there is no single hit or no score, or the arrays differ in length.
+
+    Examples
+    --------
+    >>> best_threshold(np.array([0.9, 0.8, 0.4, 0.2]), np.array([True, True, False, False]))
+    (0.6000000000000001, 1.0)
+    """
+    _aligned(scores, is_single, None)
+    weights = np.ones(len(scores))
+    n_single, n_others = int(is_single.sum()), int((~is_single).sum())
+    if expected_fraction is not None and n_others:
+        weights[~is_single] = n_single * (1 - expected_fraction) / expected_fraction / n_others
+    curve = precision_recall(scores, is_single, weights)
+    finite = np.isfinite(curve.thresholds)
+    if not finite.any():
+        raise DataError("no frame has a score, so there is no threshold to choose")
+    precision, recall, at = (v[finite] for v in (curve.precision, curve.recall, curve.thresholds))
+    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    best = int(np.argmax(f1))
+    below = at[best + 1] if best + 1 < len(at) else at[best]
+    return float(at[best] + below) / 2, float(f1[best])
+
+
+def compare(a: str | Path, b: str | Path, truth: str | Path | None = None) -> pd.DataFrame:
+    """Compare two selections with each other and with the truth.
+
+    Parameters
+    ----------
+    a : str or pathlib.Path
+        Output folder or its ``selection.csv``.
+    b : str or pathlib.Path
+        The same of another selection.
+    truth : str or pathlib.Path, optional
+        Labels of frames, a CSV of ``run,index,label`` or a glob of several.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each selection: ``selected``, ``in_both`` and ``iou_of_both``. With truth, the
+        metrics of `judge` and ``average_precision`` besides, and a row "reject everything". Its
+        ``attrs`` tell ``frames_trained_on``, left out everywhere, and ``truth_left_out``, labels
+        of frames that one of the selections lacks or that were trained on.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or not what it should be, or no frame of the truth is left.
+
+    Notes
+    -----
+    Both selections are judged on the same frames: those of the truth that both of them
+    classified and that no member of either was trained on.
+    """
+    paths = [str(a), str(b)]
+    trained = pd.concat([frame_table(read_trained_frames(path)) for path in paths])
+    trained = trained.drop_duplicates()
+    tables = [read_selection_csv(path) for path in paths]
+    tables = [table[~is_in(table, trained)] for table in tables]
+    chosen = [table[table["selected"]] for table in tables]
+    common = int(is_in(*chosen).sum())
+    rows = [{"selected": len(c), "in_both": common, "iou_of_both": iou(*chosen)} for c in chosen]
+    left_out = 0
+    if truth is not None:
+        labels = _by_run(read_labels(truth), truth)
+        judged = labels[is_in(labels, tables[0]) & is_in(labels, tables[1])]
+        left_out = len(labels) - len(judged)
+        rows = [row | _against(table, judged) for row, table in zip(rows, tables, strict=True)]
+        rows.append(_rejecting_all(judged))
+        paths.append("reject everything")
+    out = pd.DataFrame(rows, index=pd.Index(paths, name="selection"))
+    out.attrs = {"frames_trained_on": len(trained), "truth_left_out": left_out}
+    return out
+
+
+def _against(table: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
+    table = table[is_in(table, truth)].assign(run=lambda t: t["run"].astype(str))
+    joined = truth.merge(table, on=["run", "index"])
+    single = (joined["label"] == "single").to_numpy()
+    scores = joined["score"].to_numpy()
+    metrics = judge(joined["selected"].to_numpy(), single)
+    return metrics | {"average_precision": average_precision(scores, single)}
+
+
+def _rejecting_all(truth: pd.DataFrame) -> dict[str, float]:
+    single = (truth["label"] == "single").to_numpy()
+    metrics = judge(np.zeros(len(single), bool), single)
+    # Without any ranking, precision is the share of single hits at every recall.
+    return metrics | {"in_both": 0, "average_precision": float(single.mean())}
+
+
+def _by_run(labels: pd.DataFrame, source: str | Path) -> pd.DataFrame:
+    if "run" in labels.columns:
+        return labels
+    raise DataError(
+        f"{source}: names frames by {', '.join(labels.columns[:-1])}; selections are compared by "
+        "run,index",
+    )
+
+
+def _codes(column: pd.Series[Any], runs: pd.Index[Any]) -> npt.NDArray[np.int64]:
+    # A category column of 10^7 rows is looked up once for each run, not for each row.
+    column = column.astype("category")
+    lookup = runs.get_indexer(column.cat.categories.astype(str))
+    return np.append(lookup, -1)[column.cat.codes.to_numpy()].astype(np.int64)
+
+
+def _aligned(
+    scores: Floats, is_single: Bools, weights: Floats | None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    if len(scores) != len(is_single):
+        raise DataError(f"{len(scores)} scores for {len(is_single)} labels")
+    if not np.any(is_single):
+        raise DataError(f"no single hit among {len(is_single)} frames; label some")
+    values = np.asarray(scores, np.float64)
+    return np.where(np.isnan(values), -np.inf, values), (
+        np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)
+    )
+
+
+def _last_of_ties(ordered: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+    return np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
