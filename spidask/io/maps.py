@@ -1,0 +1,217 @@
+"""Calibration maps: dark, gain and mask, read once per process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin  # noqa: F401  (registers the compression filters)
+import numpy as np
+from numpy.typing import NDArray
+
+from spidask.errors import DataError
+
+FRAMES_AT_ONCE = 16
+"""Frames of a stack that are in memory while its mean is taken."""
+
+Region = tuple[int, int, int, int]
+"""First row, row after the last, first column, column after the last."""
+
+
+def load_map(
+    location: str, shape: tuple[int, int], region: Region, what: str, *, stack: bool = False
+) -> NDArray[Any]:
+    """Read a region of a calibration map, once per process.
+
+    Parameters
+    ----------
+    location : str
+        ``file:dataset`` in HDF5, an HDF5 file with a single dataset, or a NumPy file ``.npy``.
+    shape : tuple of int
+        Rows and columns of the detector's frames.
+    region : tuple of int
+        First row, row after the last, first column, column after the last.
+    what : str
+        What the map is, for the messages.
+    stack : bool
+        A stack of frames is as good as a map; its mean is taken.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (y, x) of the region, the file's dtype, read-only. Where the dataset is a stack of
+        frames, their mean over the finite values, float64.
+
+    Raises
+    ------
+    DataError
+        If the file or the dataset is missing, cannot be read, or has another shape.
+    """
+    return _load_map(location, shape, region, what, stack, modified(location, what))
+
+
+def modified(location: str, what: str) -> int:
+    """Tell when the file of a calibration map was changed.
+
+    Parameters
+    ----------
+    location : str
+        As for `load_map`.
+    what : str
+        What the map is, for the message.
+
+    Returns
+    -------
+    int
+        Time of the last change, ns.
+
+    Raises
+    ------
+    DataError
+        If there is no such file.
+    """
+    path, _ = split_location(location)
+    try:
+        return Path(path).stat().st_mtime_ns
+    except OSError as error:
+        raise DataError(
+            f"{what} {path}: {error.strerror}; expected an HDF5 or .npy file; correct the path",
+            path=path,
+        ) from None
+
+
+def check_map(
+    location: str, shape: tuple[int, int] | None, what: str, *, stack: bool = False
+) -> None:
+    """Look at the header of a calibration map, without reading its pixels.
+
+    Parameters
+    ----------
+    location : str
+        As for `load_map`.
+    shape : tuple of int or None
+        Rows and columns that are expected, or None where they are not known yet.
+    what : str
+        What the map is, for the messages.
+    stack : bool
+        As for `load_map`.
+
+    Raises
+    ------
+    DataError
+        If `load_map` would raise, as far as headers tell.
+    """
+    modified(location, what)
+    with _opened(location, what) as data:
+        _refuse_shape(data.shape, shape or data.shape[-2:], location, what, stack)
+
+
+def split_location(location: str) -> tuple[str, str | None]:
+    """Split ``file:dataset`` into its parts.
+
+    Parameters
+    ----------
+    location : str
+        A path, with or without the name of a dataset after a colon.
+
+    Returns
+    -------
+    path : str
+        Path of the file.
+    dataset : str or None
+        Path of the dataset in it.
+
+    Examples
+    --------
+    >>> split_location("masks.h5:r0101")
+    ('masks.h5', 'r0101')
+    >>> split_location("mask.npy")
+    ('mask.npy', None)
+    """
+    path, colon, dataset = location.rpartition(":")
+    return (path, dataset) if colon else (location, None)
+
+
+@lru_cache(maxsize=16)
+def _load_map(
+    location: str, shape: tuple[int, int], region: Region, what: str, stack: bool, _modified: int
+) -> NDArray[Any]:
+    y0, y1, x0, x1 = region
+    with _opened(location, what) as data:
+        _refuse_shape(data.shape, shape, location, what, stack)
+        try:
+            cut = (slice(y0, y1), slice(x0, x1))
+            values = data[cut] if data.ndim == 2 else _mean(data, *cut)
+        except OSError as error:
+            raise DataError(f"{what} {location}: cannot be read: {error}", path=location) from None
+    # The cache hands the same array to everybody.
+    values = np.array(values)
+    values.setflags(write=False)
+    return values
+
+
+def _mean(stack: h5py.Dataset | NDArray[Any], rows: slice, columns: slice) -> NDArray[np.float64]:
+    total, count = np.zeros(1), np.zeros(1, int)
+    for start in range(0, stack.shape[0], FRAMES_AT_ONCE):
+        frames = np.asarray(stack[start : start + FRAMES_AT_ONCE, rows, columns], np.float64)
+        finite = np.isfinite(frames)
+        total = total + np.where(finite, frames, 0).sum(axis=0)
+        count = count + finite.sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+@contextmanager
+def _opened(location: str, what: str) -> Iterator[h5py.Dataset | NDArray[Any]]:
+    path, dataset = split_location(location)
+    if path.endswith(".npy"):
+        try:
+            data = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{what} {path}: is no NumPy file: {error}", path=path) from None
+        yield data
+        return
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(
+            f"{what} {path}: cannot be opened as HDF5: {error}; "
+            "expected 'file.h5:dataset' or 'file.npy'",
+            path=path,
+        ) from None
+    with file:
+        yield _dataset(file, path, dataset, what)
+
+
+def _dataset(file: h5py.File, path: str, dataset: str | None, what: str) -> h5py.Dataset:
+    names: list[str] = []
+    file.visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
+    name = dataset or (names[0] if len(names) == 1 else None)
+    found = file.get(name) if name else None
+    if isinstance(found, h5py.Dataset):
+        return found
+    known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    wanted = f"has no dataset '{dataset}'" if dataset else "holds several datasets"
+    raise DataError(
+        f"{what} {path}: {wanted}; it holds {known or 'none'}; give '{path}:dataset'",
+        path=path,
+        dataset=dataset,
+        known=names,
+    )
+
+
+def _refuse_shape(
+    found: tuple[int, ...], shape: tuple[int, ...], location: str, what: str, stack: bool
+) -> None:
+    allowed = (2, 3) if stack else (2,)
+    if len(found) not in allowed or found[-2:] != shape or 0 in found:
+        form = f"{shape}, or a stack of such frames" if stack else f"{shape}"
+        raise DataError(
+            f"{what} {location}: has shape {found}, expected {form}",
+            path=location,
+            found=found,
+            expected=shape,
+        )

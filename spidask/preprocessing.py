@@ -1,0 +1,376 @@
+"""From raw frames to patterns, hits and diameters, lazily."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import pairwise
+from typing import Any, Literal
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from spidask.config import Config, Geometry, Hits, Preprocessing, Sizing
+from spidask.errors import ConfigError, DataError
+from spidask.frames import calibrate, geometry, hits, mask, sizing
+from spidask.io.maps import Region, load_map, modified
+from spidask.schema import annotate, validate
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What a task has to know to calibrate a run: paths and numbers, never arrays."""
+
+    shape: tuple[int, int]
+    region: Region
+    read: Region
+    dark: str | None
+    gain: str | None
+    mask: str | None
+    mask_good: Literal["nonzero", "zero"]
+    adu_per_photon: float
+    photon_threshold: float
+    saturation_adu: float
+    asic: tuple[int, int] | None
+    max_adu: float
+
+
+def preprocess(frames: xr.Dataset, config: Config) -> xr.Dataset:
+    """Calibrate the region of interest of every frame and find the hits.
+
+    Parameters
+    ----------
+    frames : xarray.Dataset
+        What `open_runs` gives: `frames` (frame, y, x), a Dask array of any integer or float dtype
+        in ADU, with the coordinates `run` (frame) and `run_name` (run_code).
+    config : Config
+        The sections `preprocessing`, `hits`, `runs.mask` and `per_run` are used.
+
+    Returns
+    -------
+    xarray.Dataset
+        The same coordinates with, all lazy: `patterns` (frame, y, x) float32 [photons], NaN where
+        masked, missing, saturated or unreadable; `photon_count` float32 [photons], `lit_pixels`
+        int32, `hit_score` float32, `readable` bool and `hit` bool, all (frame). The coordinates
+        `y` and `x` are pixel numbers of the full frame.
+
+    Raises
+    ------
+    ConfigError
+        If the region does not fit into the frames or differs from run to run.
+    DataError
+        If `frames` is not there, not lazy, or not whole along y and x. A calibration file that
+        cannot be used raises when a block is computed.
+
+    Notes
+    -----
+    Only the region's pixels are read; with common mode, those of the ASICs that it touches.
+    The adaptive threshold takes each stretch of one run for the run: give whole runs, and slice
+    the result.
+    """
+    _refuse_unsuitable(frames)
+    recipes = _recipes(frames, config)
+    region = next(iter(recipes.values())).region
+    parts = [
+        _patterns(frames["frames"].data, part, recipes[code]) for code, part in _stretches(frames)
+    ]
+    array = da.concatenate(parts)
+    out = frames.drop_vars("frames").assign_coords(
+        y=np.arange(region[0], region[1]), x=np.arange(region[2], region[3])
+    )
+    out["patterns"] = (("frame", "y", "x"), array)
+    return annotate(_find_hits(out, config))
+
+
+def measure_sizes(patterns: xr.Dataset, config: Config) -> xr.Dataset:
+    """Fit every hit with the form factor of a sphere.
+
+    Parameters
+    ----------
+    patterns : xarray.Dataset
+        What `preprocess` gives.
+    config : Config
+        The sections `sizing`, `geometry` and `per_run` are used.
+
+    Returns
+    -------
+    xarray.Dataset
+        The same with `diameter` float32 [nm] and `fit_quality` float32, both (frame), lazy; NaN
+        for frames that are no hits.
+
+    Raises
+    ------
+    DataError
+        If `patterns` or `hit` is missing or has another form than `preprocess` gives it.
+    """
+    validate(patterns, "patterns", "hit", "run", "run_name")
+    names = patterns["run_name"].values
+    corner = (int(patterns["y"][0]), int(patterns["x"][0]))
+    parts = [
+        _sizes(patterns, part, config.geometry_of(str(names[code])), config.sizing, corner)
+        for code, part in _stretches(patterns)
+    ]
+    sizes = da.concatenate(parts)
+    out = patterns.assign(diameter=("frame", sizes[:, 0]), fit_quality=("frame", sizes[:, 1]))
+    return annotate(out)
+
+
+def _refuse_unsuitable(frames: xr.Dataset) -> None:
+    validate(frames, "frames", "run", "run_name")
+    array = frames["frames"]
+    if not isinstance(array.data, da.Array):
+        raise DataError("'frames' is in memory, expected a Dask array; use .chunk({'frame': 64})")
+    for dim in ("y", "x"):
+        if len(array.chunksizes[dim]) > 1:
+            raise DataError(
+                f"'frames' is chunked along {dim}: only 'frame' may be; use .chunk({{'{dim}': -1}})"
+            )
+    if not array.shape[0]:
+        raise DataError("there are no frames to preprocess; see attrs['unreadable_files']")
+
+
+def _recipes(frames: xr.Dataset, config: Config) -> dict[int, _Recipe]:
+    names = frames["run_name"].values
+    shape = (frames.sizes["y"], frames.sizes["x"])
+    codes = np.unique(frames["run"].values)
+    recipes = {int(c): _recipe(config, str(names[c]), shape) for c in codes}
+    regions = {recipe.region for recipe in recipes.values()}
+    if len(regions) > 1:
+        raise ConfigError(
+            f"per_run: {len(regions)} regions of interest; all runs must share one, "
+            "because patterns of one Dataset have one pair of axes"
+        )
+    return recipes
+
+
+def _recipe(config: Config, run: str, shape: tuple[int, int]) -> _Recipe:
+    settings = config.preprocessing_of(run)
+    region = _region(settings, shape)
+    common = settings.common_mode
+    asic = common.asic if common else None
+    return _Recipe(
+        shape=shape,
+        region=region,
+        read=calibrate.whole_asics(region, asic, shape),
+        dark=_of_run(settings.dark, run),
+        gain=_of_run(settings.gain, run),
+        mask=_of_run(config.runs.mask, run),
+        mask_good=config.runs.mask_good,
+        adu_per_photon=settings.adu_per_photon,
+        photon_threshold=settings.photon_threshold,
+        saturation_adu=settings.saturation_adu or np.inf,
+        asic=asic,
+        max_adu=common.max_adu if common else 0.0,
+    )
+
+
+def _region(settings: Preprocessing, shape: tuple[int, int]) -> Region:
+    if settings.region is None:
+        return (0, shape[0], 0, shape[1])
+    for name, span, size in zip("yx", (settings.region.y, settings.region.x), shape, strict=True):
+        if span[1] > size:
+            raise ConfigError(
+                f"preprocessing.region.{name}: {list(span)} reaches beyond the frame, which has "
+                f"{size} pixels along {name}; give [first, one after the last]",
+                found=span,
+                expected=size,
+            )
+    return (*settings.region.y, *settings.region.x)
+
+
+def _of_run(location: str | None, run: str) -> str | None:
+    return location.replace("{run}", run) if location else None
+
+
+def _stretches(dataset: xr.Dataset) -> list[tuple[int, slice]]:
+    # Neighbouring frames of the same run, as (run code, where).
+    codes = dataset["run"].values
+    edges = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
+    return [(int(codes[a]), slice(a, b)) for a, b in pairwise(edges)]
+
+
+def _patterns(frames: da.Array, part: slice, recipe: _Recipe) -> da.Array:
+    y0, y1, x0, x1 = recipe.read
+    # The slice comes first, so that Dask reads no more than this.
+    raw = frames[part, y0:y1, x0:x1]
+    region = recipe.region
+    patterns: da.Array = da.map_blocks(
+        partial(_calibrate_block, recipe=recipe),
+        raw,
+        dtype=np.float32,
+        chunks=(raw.chunks[0], (region[1] - region[0],), (region[3] - region[2],)),
+        meta=np.empty((0, 0, 0), np.float32),
+    )
+    return patterns
+
+
+def _calibrate_block(block: NDArray[Any], recipe: _Recipe) -> NDArray[np.float32]:
+    out = calibrate.calibrate(block, _calibration(recipe))
+    if recipe.read == recipe.region:
+        return out
+    y0, y1, x0, x1 = recipe.region
+    top, left = recipe.read[0], recipe.read[2]
+    # A copy: a view would keep the larger block alive.
+    return out[:, y0 - top : y1 - top, x0 - left : x1 - left].copy()
+
+
+def _calibration(recipe: _Recipe) -> calibrate.Calibration:
+    changes = tuple(
+        modified(location, what) if location else 0
+        for what, location in (("dark", recipe.dark), ("gain", recipe.gain), ("mask", recipe.mask))
+    )
+    return _build_calibration(recipe, changes)
+
+
+@lru_cache(maxsize=16)
+def _build_calibration(recipe: _Recipe, _changes: tuple[int, ...]) -> calibrate.Calibration:
+    y0, y1, x0, x1 = recipe.read
+    size = (y1 - y0, x1 - x0)
+    dark, gain, good = np.zeros(size), np.ones(size), np.ones(size, bool)
+    if recipe.dark:
+        dark = load_map(recipe.dark, recipe.shape, recipe.read, "dark", stack=True)
+    if recipe.gain:
+        gain = load_map(recipe.gain, recipe.shape, recipe.read, "gain")
+    if recipe.mask:
+        values = load_map(recipe.mask, recipe.shape, recipe.read, "mask")
+        good = mask.usable_pixels(values, recipe.mask_good)
+    good = good & np.isfinite(dark) & np.isfinite(gain) & (gain > 0)
+    _refuse_all_bad(good, recipe)
+    return calibrate.Calibration(
+        offset=np.where(good, dark, np.nan).astype(np.float32),
+        divisor=(np.where(good, gain, 1) * recipe.adu_per_photon).astype(np.float32),
+        photon_threshold=recipe.photon_threshold,
+        saturation_adu=recipe.saturation_adu,
+        asic=recipe.asic,
+        max_adu=recipe.max_adu,
+    )
+
+
+def _refuse_all_bad(good: NDArray[np.bool_], recipe: _Recipe) -> None:
+    if not good.any():
+        found = [x for x in (recipe.mask, recipe.dark, recipe.gain) if x]
+        raise DataError(
+            f"{', '.join(found)}: no usable pixel in the region {recipe.read}; "
+            f"see runs.mask_good, which says that usable pixels are {recipe.mask_good}",
+            region=recipe.read,
+        )
+
+
+def _find_hits(patterns: xr.Dataset, config: Config) -> xr.Dataset:
+    array = patterns["patterns"].data
+    counts = da.map_blocks(
+        partial(hits.count_photons, lit_photons=config.hits.lit_photons),
+        array,
+        dtype=np.float64,
+        drop_axis=(1, 2),
+        new_axis=1,
+        chunks=(array.chunks[0], (3,)),
+        meta=np.empty((0, 3), np.float64),
+    )
+    score = counts.map_blocks(
+        partial(hits.hit_score, n_pixels=array.shape[1] * array.shape[2]),
+        dtype=np.float32,
+        drop_axis=1,
+        chunks=(array.chunks[0],),
+        meta=np.empty(0, np.float32),
+    )
+    lit = counts[:, 1].astype(np.int32)
+    readable = counts[:, 2] > 0
+    numbers = {
+        "photon_count": counts[:, 0].astype(np.float32),
+        "lit_pixels": lit,
+        "hit_score": score,
+        "readable": readable,
+        "hit": _hit(score, lit, readable, _stretches(patterns), config.hits),
+    }
+    return patterns.assign({name: ("frame", values) for name, values in numbers.items()})
+
+
+def _hit(
+    score: da.Array,
+    lit: da.Array,
+    readable: da.Array,
+    stretches: list[tuple[int, slice]],
+    settings: Hits,
+) -> da.Array:
+    hit: da.Array
+    if settings.threshold == "none":
+        hit = readable
+    elif settings.threshold == "adaptive":
+        runs = [_adaptive(score[part], lit[part], settings) for _, part in stretches]
+        hit = da.concatenate(runs)
+    else:
+        hit = score > settings.threshold
+    return hit
+
+
+def _adaptive(score: da.Array, lit: da.Array, settings: Hits) -> da.Array:
+    # Blocks of whole windows, and back again: only numbers per frame move between tasks.
+    windows = (hits.align_to_windows(score.chunks[0], settings.window),)
+    found: da.Array = da.map_blocks(
+        partial(hits.find_hits, window=settings.window, n_sigma=settings.n_sigma),
+        score.rechunk(windows),
+        lit.rechunk(windows),
+        dtype=bool,
+        meta=np.empty(0, bool),
+    )
+    aligned: da.Array = found.rechunk(score.chunks)
+    return aligned
+
+
+def _sizes(
+    patterns: xr.Dataset,
+    part: slice,
+    place: Geometry,
+    settings: Sizing,
+    corner: tuple[int, int],
+) -> da.Array:
+    array, hit = patterns["patterns"].data[part], patterns["hit"].data[part]
+    sizes: da.Array = da.map_blocks(
+        partial(_size_block, place=place, settings=settings, corner=corner),
+        array,
+        hit[:, None, None],
+        dtype=np.float32,
+        drop_axis=(1, 2),
+        new_axis=1,
+        chunks=(array.chunks[0], (2,)),
+        meta=np.empty((0, 2), np.float32),
+    )
+    return sizes
+
+
+def _size_block(
+    block: NDArray[np.float32],
+    hit: NDArray[np.bool_],
+    *,
+    place: Geometry,
+    settings: Sizing,
+    corner: tuple[int, int],
+) -> NDArray[np.float32]:
+    out = np.full((len(block), 2), np.nan, np.float32)
+    found = np.flatnonzero(hit)
+    if len(found):
+        library = _library(place, settings, corner, block.shape[1:])
+        photons, exposures = sizing.radial_sums(block[found], library.bins, library.exposure)
+        out[found] = np.stack(sizing.fit_spheres(photons, exposures, library), axis=1)
+    return out
+
+
+@lru_cache(maxsize=16)
+def _library(
+    place: Geometry, settings: Sizing, corner: tuple[int, int], shape: tuple[int, int]
+) -> sizing.SphereLibrary:
+    pixel, distance = place.pixel_size_um * 1e-6, place.detector_distance_m
+    length = geometry.wavelength(place.photon_energy_ev)
+    y, x = geometry.pixel_positions(
+        corner[0] + np.arange(shape[0]),
+        corner[1] + np.arange(shape[1]),
+        (place.beam_centre_y_px, place.beam_centre_x_px),
+        pixel,
+    )
+    q = np.linalg.norm(geometry.momentum_transfer(y, x, distance, length), axis=0)
+    exposure = geometry.solid_angle(y, x, distance, pixel) * geometry.polarization(y, x, distance)
+    q_step = 2 * np.pi / length * pixel / distance
+    return sizing.sphere_library(q, exposure, q_step, settings.range_nm, settings.particle)
