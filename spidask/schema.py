@@ -47,11 +47,13 @@ VARIABLES: dict[str, Variable] = {
     "row": Variable(FRAME, "int64", "1", "Position of the frame in its file."),
     "run_name": Variable(("run_code",), "text", "1", "Names of the runs."),
     "file_path": Variable(("file_code",), "text", "1", "Paths of the files."),
+    "file_frames": Variable(("file_code",), "int64", "1", "Number of frames in the files."),
     "trainId": Variable(FRAME, "integer", "1", "European XFEL train."),
     "pulseId": Variable(FRAME, "integer", "1", "European XFEL pulse in its train."),
     "cellId": Variable(FRAME, "integer", "1", "Memory cell of the detector."),
     "timestamp": Variable(FRAME, "integer", "1", "LCLS event time stamp."),
     "fiducial": Variable(FRAME, "integer", "1", "LCLS fiducial."),
+    "eventNumber": Variable(FRAME, "integer", "1", "LCLS number of the event in its run."),
     "patterns": Variable(
         ("frame", "y", "x"), "float32", "photons", "Calibrated region of interest; NaN = missing."
     ),

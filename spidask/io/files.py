@@ -1,0 +1,123 @@
+"""A beamtime's files, and the run to which each belongs."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from spidask.errors import ConfigError
+from spidask.io.zarr import is_zarr
+
+
+def find_runs(files: str | Sequence[str], pattern: str | None = None) -> dict[str, list[str]]:
+    """Find a beamtime's files and the run to which each belongs.
+
+    Parameters
+    ----------
+    files : str or sequence of str
+        Paths or globs of HDF5 files and Zarr folders; ``**`` stands for any folders.
+    pattern : str, optional
+        Regular expression with a group ``run``, searched in the file's name; files with the same
+        run are joined. Without it a file is a run, named by its stem.
+
+    Returns
+    -------
+    dict of str to list of str
+        Names of the runs to absolute paths, both in natural order (r9 before r10).
+
+    Raises
+    ------
+    ConfigError
+        If a path or glob matches nothing, a name does not match the pattern, or two files
+        claim one run without a pattern.
+    """
+    given = [files] if isinstance(files, str) else files
+    paths = dict.fromkeys(path for text in given for path in _expand(text))
+    runs: dict[str, list[str]] = {}
+    for path in sorted(paths, key=natural_key):
+        runs.setdefault(_run_name(path, pattern), []).append(path)
+    if pattern is None:
+        _refuse_duplicates(runs)
+    return {name: runs[name] for name in sorted(runs, key=natural_key)}
+
+
+def natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Sort key by which r9 comes before r10.
+
+    Parameters
+    ----------
+    text : str
+        A name or a path.
+
+    Returns
+    -------
+    list of tuple
+        The key.
+
+    Examples
+    --------
+    >>> sorted(["r10", "r9"], key=natural_key)
+    ['r9', 'r10']
+    """
+    parts = re.split(r"([0-9]+)", text)
+    return [(0, int(p), p) if p[:1].isdecimal() else (1, 0, p) for p in parts]
+
+
+def _expand(text: str) -> list[str]:
+    # A name with brackets in it may be a file after all.
+    found = [text] if os.path.exists(text) else glob.glob(os.path.expanduser(text), recursive=True)
+    paths = [os.path.abspath(path) for path in found]
+    usable = [path for path in paths if not os.path.isdir(path) or is_zarr(path)]
+    if usable:
+        return usable
+    if paths:
+        raise ConfigError(
+            f"runs.files: '{text}' is a folder and no Zarr; name the files in it, "
+            f"such as {os.path.join(text, '*.h5')}",
+            path=text,
+        )
+    raise ConfigError(f"runs.files: '{text}' matches nothing; {_surroundings(text)}", path=text)
+
+
+def _surroundings(text: str) -> str:
+    folder = Path(os.path.abspath(os.path.expanduser(text))).parent
+    while not folder.is_dir():
+        folder = folder.parent
+    there = sorted(os.listdir(folder), key=natural_key)
+    shown = ", ".join(there[:5]) + (f" and {len(there) - 5} more" if len(there) > 5 else "")
+    return f"the nearest folder there is, {folder}, holds {shown or 'nothing'}"
+
+
+def _run_name(path: str, pattern: str | None) -> str:
+    if pattern is None:
+        return Path(path).stem
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"runs.pattern: '{pattern}' is no regular expression: {error}") from None
+    if "run" not in expression.groupindex:
+        raise ConfigError(
+            f"runs.pattern: '{pattern}' has no group 'run'; write (?P<run>...) around the run"
+        )
+    found = expression.search(Path(path).name)
+    if not found or not found["run"]:
+        raise ConfigError(
+            f"runs.pattern: '{pattern}' finds no run in '{Path(path).name}'; "
+            "widen the pattern or narrow runs.files",
+            path=path,
+        )
+    return found["run"]
+
+
+def _refuse_duplicates(runs: dict[str, list[str]]) -> None:
+    for name, paths in runs.items():
+        if len(paths) > 1:
+            raise ConfigError(
+                f"runs.files: run '{name}' would be {paths[0]} and {paths[1]}; rename one, "
+                "or join them with a runs.pattern that has a group 'run'",
+                run=name,
+                paths=paths,
+            )

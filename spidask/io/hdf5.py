@@ -1,0 +1,209 @@
+"""Stacks of frames in HDF5 files (plain, CXI, psocake), read region first."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import h5py
+import hdf5plugin  # noqa: F401  registers the filters that facilities compress with
+import numpy as np
+from numpy.typing import NDArray
+
+from spidask.errors import DataError
+from spidask.io.stack import (
+    StackInfo,
+    describe_stack,
+    find_event_ids,
+    read_event_ids,
+    read_frames,
+)
+
+N_OPEN = 32
+"""Datasets that a process keeps open."""
+
+
+@dataclass(frozen=True)
+class StackReader:
+    """A stack of frames in an HDF5 file, opened where it is read.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    dataset : str
+        Path of the stack inside the file.
+    shape : tuple of int
+        Number of frames, rows and columns.
+    dtype : numpy.dtype
+        Dtype of what is returned.
+    """
+
+    path: str
+    dataset: str
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions, always 3."""
+        return 3
+
+    def __getitem__(self, key: object) -> NDArray[Any]:
+        """Read frames (slice or integers), rows and columns (slices)."""
+        source = open_hdf5(self.path, self.dataset)
+        return read_frames(source, key, self.shape, self.dtype, self.path)
+
+
+def scan_hdf5(path: str, dataset: str) -> StackInfo:
+    """Read what the header of a file says about its frames.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    dataset : str
+        Path of the stack of frames inside the file.
+
+    Returns
+    -------
+    StackInfo
+        Shape, dtype, chunks and event ids; no frame is read.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be opened or holds no such stack; the message has no path in it.
+    """
+    try:
+        with _open_file(path) as file:
+            array = _find(file, dataset)
+            _refuse_missing_filters(array)
+            n_frames = array.shape[0] if array.ndim else 0
+            ids = find_event_ids(dataset, n_frames, lambda name: _describe(file, name))
+            return describe_stack(array.shape, array.dtype, array.chunks, ids)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise DataError(_explain(path, error)) from error
+
+
+def read_hdf5_ids(path: str, names: list[str], rows: slice) -> NDArray[np.int64]:
+    """Read one event id of a stretch of frames.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    names : list of str
+        Path of the array inside the file, or of seconds and nanoseconds.
+    rows : slice
+        Rows of the file.
+
+    Returns
+    -------
+    ndarray
+        Event ids, shape (frame,), int64.
+    """
+    return read_event_ids({name: open_hdf5(path, name) for name in names}, rows)
+
+
+def open_hdf5(path: str, dataset: str) -> h5py.Dataset:
+    """Open a dataset, or take it from those that this process holds open.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    dataset : str
+        Path inside the file.
+
+    Returns
+    -------
+    h5py.Dataset
+        The open dataset; its file is closed when it was not used for long.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be opened any more.
+    """
+    try:
+        stat = os.stat(path)
+        return _open(path, dataset, stat.st_size, stat.st_mtime_ns)
+    except (OSError, KeyError) as error:
+        raise DataError(
+            f"{path} cannot be opened any more: {' '.join(str(error).split())}; "
+            "put it back or open the runs again",
+            path=path,
+        ) from error
+
+
+@lru_cache(maxsize=N_OPEN)
+def _open(path: str, dataset: str, size: int, mtime_ns: int) -> h5py.Dataset:
+    # Size and time are in the key so that a rewritten file is opened anew. HDF5 closes the file
+    # when its last dataset is dropped, so one that another thread still reads stays open.
+    del size, mtime_ns
+    return _open_file(path)[dataset]
+
+
+def _open_file(path: str) -> h5py.File:
+    # Without a lock, for files that are still being written. With a driver of our own, because
+    # HDF5 refuses to open a file twice in one process where only one of them locks.
+    return h5py.File(path, "r", driver="stdio", locking=False)
+
+
+def _find(file: h5py.File, dataset: str) -> h5py.Dataset:
+    array = file.get(dataset)
+    if isinstance(array, h5py.Dataset) and array.shape is not None:
+        return array
+    stacks = _list_stacks(file)
+    there = f"it holds {', '.join(stacks)}" if stacks else "it holds no stack of frames at all"
+    raise DataError(f"has no dataset '{dataset}'; {there}; set runs.dataset", stacks=stacks)
+
+
+def _list_stacks(file: h5py.File) -> list[str]:
+    found: list[str] = []
+
+    def look(name: str, item: object) -> bool | None:
+        if isinstance(item, h5py.Dataset) and item.ndim == 3:
+            found.append(name)
+        return True if len(found) == 5 else None
+
+    file.visititems(look)
+    return found
+
+
+def _describe(file: h5py.File, name: str) -> tuple[tuple[int, ...], str] | None:
+    item = file.get(name)
+    if not isinstance(item, h5py.Dataset) or item.shape is None:
+        return None
+    return item.shape, item.dtype.kind
+
+
+def _refuse_missing_filters(array: h5py.Dataset) -> None:
+    plist = array.id.get_create_plist()
+    for number in range(plist.get_nfilters()):
+        code, *_, name = plist.get_filter(number)
+        if not h5py.h5z.filter_avail(code):
+            raise DataError(
+                f"is compressed with HDF5 filter {code} ({name.decode(errors='replace')}), "
+                "which is not installed; install its plugin and set HDF5_PLUGIN_PATH"
+            )
+
+
+def _explain(path: str, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    size = os.path.getsize(path) if os.path.exists(path) else None
+    if size is None:
+        return "is not there; check runs.files"
+    if size == 0:
+        return "is empty (0 bytes); transfer it again or leave it out of runs.files"
+    truncated = re.search(r"eof = (\d+).*stored_eof = (\d+)", text)
+    if truncated:
+        actual, expected = (f"{int(n):,}".replace(",", " ") for n in truncated.groups())
+        return f"truncated, {actual} of {expected} bytes; transfer it again"
+    if "file signature not found" in text:
+        return "is no HDF5 file; check runs.files, or transfer it again"
+    return f"{text}; check it with h5ls or h5dump, or transfer it again"

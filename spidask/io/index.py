@@ -1,0 +1,128 @@
+"""The index of a beamtime's files: what each header says, kept from one start to the next."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from spidask.errors import DataError
+from spidask.io.hdf5 import scan_hdf5
+from spidask.io.stack import StackInfo
+from spidask.io.zarr import is_zarr, scan_zarr, stat_zarr
+
+VERSION = 1
+"""Of the cache; another one is not read."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the index.
+
+    Attributes
+    ----------
+    path : str
+        The file, or the Zarr folder.
+    size, mtime_ns : int
+        Bytes and time of the last change; they say whether the entry still holds.
+    info : StackInfo or None
+        What the header says; None where it cannot be read.
+    problem : str
+        Why it cannot be read and what to do, else empty.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    info: StackInfo | None
+    problem: str = ""
+
+
+def index_files(paths: Sequence[str], dataset: str, cache: Path | None = None) -> list[FileEntry]:
+    """Describe files by their headers, from the cache where they have not changed.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        HDF5 files and Zarr folders.
+    dataset : str
+        Path of the stack of frames inside each.
+    cache : pathlib.Path, optional
+        JSON file that keeps the index; read if it is there, and written anew if anything changed.
+
+    Returns
+    -------
+    list of FileEntry
+        One for each path, in their order. Files that cannot be read are in it with their problem.
+    """
+    known = _load(cache, dataset) if cache else {}
+    entries = [_refresh(path, dataset, known.get(path)) for path in paths]
+    good = {entry.path: entry for entry in entries if entry.info}
+    if cache and good != known:
+        _save(cache, dataset, good)
+    return entries
+
+
+def stat_file(path: str, dataset: str) -> tuple[int, int]:
+    """Size and time of the last change of a file or a Zarr folder.
+
+    Parameters
+    ----------
+    path : str
+        The file or folder.
+    dataset : str
+        Path of the stack of frames inside it.
+
+    Returns
+    -------
+    tuple of int
+        Bytes and nanoseconds; zeros where nothing is there.
+    """
+    try:
+        if os.path.isdir(path):
+            return stat_zarr(path, dataset)
+        stat = os.stat(path)
+    except OSError:
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _refresh(path: str, dataset: str, known: FileEntry | None) -> FileEntry:
+    signature = stat_file(path, dataset)
+    if known and (known.size, known.mtime_ns) == signature:
+        return known
+    scan = scan_zarr if is_zarr(path) else scan_hdf5
+    try:
+        return FileEntry(path, *signature, scan(path, dataset))
+    except DataError as error:
+        return FileEntry(path, *signature, None, str(error))
+
+
+def _load(cache: Path, dataset: str) -> dict[str, FileEntry]:
+    """Read the cache; one that is missing, damaged or of another dataset is empty."""
+    try:
+        stored = json.loads(cache.read_text())
+        if (stored["version"], stored["dataset"]) != (VERSION, dataset):
+            return {}
+        return {entry["path"]: _revive(entry) for entry in stored["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _revive(entry: dict[str, object]) -> FileEntry:
+    info = dict(entry.pop("info"))  # type: ignore[call-overload]
+    chunks = info["chunks"]
+    info |= {"shape": tuple(info["shape"]), "chunks": tuple(chunks) if chunks else None}
+    return FileEntry(info=StackInfo(**info), **entry)  # type: ignore[arg-type]
+
+
+def _save(cache: Path, dataset: str, entries: dict[str, FileEntry]) -> None:
+    files = [asdict(entry) for entry in entries.values()]
+    text = json.dumps({"version": VERSION, "dataset": dataset, "files": files})
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    # A reader never sees half a cache: the new one takes its place in one step.
+    temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, cache)

@@ -1,0 +1,291 @@
+"""Many runs as one lazy Dataset, and parts of it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from xarray.core import indexing
+
+from spidask.errors import DataError
+from spidask.io.files import find_runs
+from spidask.io.index import FileEntry, index_files, stat_file
+from spidask.io.stack import EVENT_IDS, StackInfo
+from spidask.io.stretches import Codes, EventIds, FramesReader, Stretches, join_stretches
+from spidask.schema import annotate
+
+BLOCK_BYTES = 100 * 2**20
+"""Raw data of a block where the number of frames is left to spidask."""
+
+HIT_WINDOW = 128
+"""Blocks hold a multiple of it where they can, so that they rarely cut a window of the hits."""
+
+
+def open_runs(
+    files: str | Sequence[str],
+    dataset: str = "entry_1/data_1/data",
+    *,
+    pattern: str | None = None,
+    frames_per_block: int = 0,
+    cache: Path | None = None,
+) -> xr.Dataset:
+    """Open many runs as one lazy Dataset; no frame is read.
+
+    Parameters
+    ----------
+    files : str or sequence of str
+        Paths or globs of HDF5 files and Zarr folders.
+    dataset : str
+        Path of the stack of frames (frame, y, x) inside each file.
+    pattern : str, optional
+        Regular expression with a group ``run``; joins files to runs, see `find_runs`.
+    frames_per_block : int
+        Frames of a Dask block; 0 chooses about 100 MiB of raw data.
+    cache : pathlib.Path, optional
+        JSON file that keeps the index of the files for the next time.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``frames`` (frame, y, x), a Dask array, with coordinates ``run``, ``index``, ``file``,
+        ``row`` and the event ids of the files, int64, -1 where a file has none. Sorted by run and
+        index; the lookup tables are ``run_name`` and ``file_path``. The dtype is that to which
+        NumPy promotes those of the files, in native byte order. attrs: ``dataset``;
+        ``unreadable_files``, list of [path, reason], whose frames are unknown and not here;
+        ``odd_files``, list of [path, reason], whose frames have another shape than most files'
+        and are here but filled; ``frame_shape``; ``frames_per_block``.
+
+    Raises
+    ------
+    ConfigError
+        If a path matches nothing or the pattern does not fit.
+    DataError
+        If no file can be read.
+
+    Notes
+    -----
+    Frames that cannot be read are NaN everywhere, or the largest value of an integer dtype.
+    Dask pushes a slice of rows and columns into the read only where it is the first slice, so
+    cut the region first, and take runs and frames with `select_run` and `take_frames`.
+    """
+    runs = find_runs(files, pattern)
+    entries = index_files([path for paths in runs.values() for path in paths], dataset, cache)
+    good = [entry for entry in entries if entry.info]
+    unreadable = [[entry.path, entry.problem] for entry in entries if not entry.info]
+    if not good:
+        raise DataError(
+            f"none of {len(entries)} files can be read; {unreadable[0][0]} {unreadable[0][1]}",
+            unreadable_files=unreadable,
+        )
+    shape = _usual_shape(good)
+    out = _coordinates(runs, good)
+    dtype = np.result_type(*(i.dtype for i in _infos(good) if i.shape[1:] == shape))
+    out.attrs = {
+        "dataset": dataset,
+        "unreadable_files": unreadable,
+        "odd_files": _odd_files(good, shape),
+        "frame_shape": list(shape),
+        "frames_per_block": frames_per_block or _choose_block(shape, dtype),
+    }
+    return annotate(_with_frames(out, _stretches(good), dtype, aligned=True))
+
+
+def _infos(entries: Iterable[FileEntry]) -> list[StackInfo]:
+    return [entry.info for entry in entries if entry.info]
+
+
+def _usual_shape(entries: list[FileEntry]) -> tuple[int, int]:
+    # Counter keeps the order of first sight, so a tie goes to the first file.
+    (rows, columns), _ = Counter(i.shape[1:] for i in _infos(entries)).most_common(1)[0]
+    return rows, columns
+
+
+def _odd_files(entries: list[FileEntry], shape: tuple[int, int]) -> list[list[str]]:
+    return [
+        [entry.path, f"frames of {info.shape[1:]}, expected {shape}; leave it out of runs.files"]
+        for entry, info in zip(entries, _infos(entries), strict=True)
+        if info.shape[1:] != shape
+    ]
+
+
+def _choose_block(shape: tuple[int, int], dtype: np.dtype[Any]) -> int:
+    fit = max(1, BLOCK_BYTES // (shape[0] * shape[1] * dtype.itemsize))
+    return fit - fit % HIT_WINDOW if fit >= HIT_WINDOW else fit
+
+
+def _stretches(entries: list[FileEntry]) -> Stretches:
+    lengths = np.array([info.shape[0] for info in _infos(entries)], np.int64)
+    start = np.concatenate([[0], np.cumsum(lengths)])
+    return Stretches(start, np.arange(len(lengths)), np.zeros(len(lengths), np.int64))
+
+
+def _coordinates(runs: dict[str, list[str]], entries: list[FileEntry]) -> xr.Dataset:
+    run_of = {path: name for name, paths in runs.items() for path in paths}
+    names = list(dict.fromkeys(run_of[entry.path] for entry in entries))
+    code = np.array([names.index(run_of[entry.path]) for entry in entries], np.int64)
+    stretches = _stretches(entries)
+    start = stretches.start
+    first_of_run = start[np.searchsorted(code, code)]
+    paths = tuple(entry.path for entry in entries)
+    arrays: dict[str, Any] = {
+        "run": Codes(start, code, 0, "int32"),
+        "index": Codes(start, start[:-1] - first_of_run, 1, "int64"),
+        "file": Codes(start, stretches.file, 0, "int32"),
+        "row": Codes(start, stretches.row, 1, "int64"),
+    }
+    for name in EVENT_IDS:
+        places = tuple(info.event_ids.get(name, []) for info in _infos(entries))
+        if any(places):
+            arrays[name] = EventIds(stretches, paths, places)
+    coords = {k: ("frame", indexing.LazilyIndexedArray(v)) for k, v in arrays.items()}
+    lengths = [info.shape[0] for info in _infos(entries)]
+    return xr.Dataset(
+        coords={
+            **coords,
+            "run_name": ("run_code", np.array(names, object)),
+            "file_path": ("file_code", np.array(paths, object)),
+            "file_frames": ("file_code", np.array(lengths, np.int64)),
+        }
+    )
+
+
+def _with_frames(
+    out: xr.Dataset, stretches: Stretches, dtype: np.dtype[Any], *, aligned: bool
+) -> xr.Dataset:
+    used, file = np.unique(stretches.file, return_inverse=True)
+    shape = tuple(out.attrs["frame_shape"])
+    reader = FramesReader(
+        Stretches(stretches.start, file, stretches.row),
+        tuple(out["file_path"].values[used]),
+        out.attrs["dataset"],
+        tuple(out["file_frames"].values[used].tolist()),
+        shape,
+        dtype,
+    )
+    sizes = _block_sizes(out, stretches, aligned=aligned)
+    # The reader is a task of its own, so that it travels to a worker once and not in every task.
+    lazy = da.from_array(
+        reader,
+        chunks=(sizes, *shape),
+        name=False,
+        asarray=False,
+        meta=np.empty((0, 0, 0), dtype),
+    )
+    return out.assign(frames=(("frame", "y", "x"), lazy))
+
+
+def _block_sizes(out: xr.Dataset, stretches: Stretches, *, aligned: bool) -> tuple[int, ...]:
+    """Cut each stretch at multiples of the block from the run's start; scattered frames evenly."""
+    most = int(out.attrs["frames_per_block"])
+    if not aligned:
+        return tuple(min(most, len(stretches) - n) for n in range(0, len(stretches), most)) or (0,)
+    index = out["index"].isel(frame=stretches.start[:-1]).values
+    sizes: list[int] = []
+    for first, n_frames in zip(index.tolist(), np.diff(stretches.start).tolist(), strict=True):
+        head = min(n_frames, most - first % most)
+        whole, tail = divmod(n_frames - head, most)
+        sizes += [head] + [most] * whole + [tail] * (tail > 0)
+    return tuple(sizes)
+
+
+def take_frames(ds: xr.Dataset, rows: slice | Sequence[int] | NDArray[Any]) -> xr.Dataset:
+    """Take some frames, lazily; only these are read.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        From `open_runs`, `select_run` or this function, with uncut frames.
+    rows : slice or sequence of int
+        Positions along the dimension ``frame``, in any order; or booleans for each.
+
+    Returns
+    -------
+    xarray.Dataset
+        The same variables for these frames. Blocks of a slice are aligned as in `open_runs`;
+        scattered frames are grouped in the order given.
+
+    Raises
+    ------
+    DataError
+        If the frames were already cut to a region, which has to come after.
+    """
+    shape = tuple(ds.attrs.get("frame_shape", ()))
+    if ds["frames"].shape[1:] != shape or "file_frames" not in ds.coords:
+        raise DataError(
+            f"frames of {ds['frames'].shape[1:]} do not come whole from open_runs {shape}; "
+            "take frames first and cut the region after"
+        )
+    if not isinstance(rows, slice):
+        rows = np.arange(ds.sizes["frame"])[np.asarray(rows, None if len(rows) else int)]
+    out = ds.drop_vars("frames").isel(frame=rows)
+    stretches = join_stretches(out["file"].values, out["row"].values)
+    aligned = isinstance(rows, slice) and rows.step in (None, 1)
+    return annotate(_with_frames(out, stretches, ds["frames"].dtype, aligned=aligned))
+
+
+def select_run(ds: xr.Dataset, name: str, frames: slice = slice(None)) -> xr.Dataset:
+    """Take one run, or a stretch of it, lazily.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        From `open_runs`, sorted by run, with uncut frames.
+    name : str
+        Name of the run.
+    frames : slice
+        Positions in the run.
+
+    Returns
+    -------
+    xarray.Dataset
+        As `take_frames`; it pickles to tens of kB whatever the size of the beamtime's graph.
+
+    Raises
+    ------
+    DataError
+        If there is no such run.
+    """
+    names = ds["run_name"].values.tolist()
+    if name not in names:
+        raise DataError(f"there is no run '{name}'; runs are {', '.join(names[:10])}", run=name)
+    code, run = names.index(name), ds["run"].variable
+    everything = range(ds.sizes["frame"])
+    first = bisect_left(everything, code, key=lambda position: int(run[position]))
+    last = bisect_left(everything, code + 1, key=lambda position: int(run[position]))
+    wanted = range(first, last)[frames]
+    return take_frames(ds, slice(wanted.start, wanted.stop, wanted.step))
+
+
+def sign_files(ds: xr.Dataset) -> dict[str, list[list[str | int]]]:
+    """Describe the files of each run so that a change shows.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        From `open_runs`.
+
+    Returns
+    -------
+    dict of str to list
+        Name of the run to [file name, bytes, modification time in ns, frames] of its files.
+    """
+    starts = _file_starts(ds)
+    runs = ds["run"].isel(frame=starts).values
+    files = ds["file"].isel(frame=starts).values
+    signatures: dict[str, list[list[str | int]]] = {}
+    for code, file in zip(runs, files, strict=True):
+        path, n_frames = ds["file_path"].values[file], int(ds["file_frames"].values[file])
+        entry: list[str | int] = [Path(path).name, *stat_file(path, ds.attrs["dataset"]), n_frames]
+        signatures.setdefault(ds["run_name"].values[code], []).append(entry)
+    return signatures
+
+
+def _file_starts(ds: xr.Dataset) -> NDArray[np.int64]:
+    return np.flatnonzero(np.diff(ds["file"].values, prepend=-1))

@@ -1,0 +1,202 @@
+"""Stacks of frames in Zarr folders, versions 2 and 3."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from spidask.errors import DataError
+from spidask.io.hdf5 import N_OPEN
+from spidask.io.stack import (
+    StackInfo,
+    describe_stack,
+    find_event_ids,
+    read_event_ids,
+    read_frames,
+)
+
+METADATA = ("zarr.json", ".zarray", ".zgroup")
+
+
+@dataclass(frozen=True)
+class ZarrReader:
+    """A stack of frames in a Zarr folder, opened where it is read.
+
+    Attributes
+    ----------
+    path : str
+        The folder.
+    dataset : str
+        Path of the stack inside it; means nothing where the folder itself is the array.
+    shape : tuple of int
+        Number of frames, rows and columns.
+    dtype : numpy.dtype
+        Dtype of what is returned.
+    """
+
+    path: str
+    dataset: str
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions, always 3."""
+        return 3
+
+    def __getitem__(self, key: object) -> NDArray[Any]:
+        """Read frames (slice or integers), rows and columns (slices)."""
+        source = open_zarr(self.path, self.dataset)
+        return read_frames(source, key, self.shape, self.dtype, self.path)
+
+
+def is_zarr(path: str) -> bool:
+    """Tell whether a folder is a Zarr group or array.
+
+    Parameters
+    ----------
+    path : str
+        The folder.
+
+    Returns
+    -------
+    bool
+        True if it holds Zarr's metadata of version 2 or 3.
+    """
+    return any(os.path.exists(os.path.join(path, name)) for name in METADATA)
+
+
+def scan_zarr(path: str, dataset: str) -> StackInfo:
+    """Read what the metadata of a folder says about its frames.
+
+    Parameters
+    ----------
+    path : str
+        The folder.
+    dataset : str
+        Path of the stack of frames inside it.
+
+    Returns
+    -------
+    StackInfo
+        Shape, dtype, chunks and event ids; no frame is read.
+
+    Raises
+    ------
+    DataError
+        If the folder cannot be opened or holds no such stack; the message has no path in it.
+    """
+    try:
+        root = zarr.open(path, mode="r")
+        if isinstance(root, zarr.Array):
+            return describe_stack(root.shape, root.dtype, root.chunks, {})
+        array = root.get(dataset)
+        if not isinstance(array, zarr.Array):
+            names = ", ".join(sorted(root.keys())) or "nothing"
+            raise DataError(f"has no array '{dataset}'; it holds {names}; set runs.dataset")
+        n_frames = array.shape[0] if array.ndim else 0
+        ids = find_event_ids(dataset, n_frames, lambda name: _describe(root, name))
+        return describe_stack(array.shape, array.dtype, array.chunks, ids)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        text = " ".join(str(error).split())
+        raise DataError(f"is no readable Zarr: {text}; write or transfer it again") from error
+
+
+def read_zarr_ids(path: str, names: list[str], rows: slice) -> NDArray[np.int64]:
+    """Read one event id of a stretch of frames.
+
+    Parameters
+    ----------
+    path : str
+        The folder.
+    names : list of str
+        Path of the array inside it, or of seconds and nanoseconds.
+    rows : slice
+        Rows of the folder's stack.
+
+    Returns
+    -------
+    ndarray
+        Event ids, shape (frame,), int64.
+    """
+    return read_event_ids({name: open_zarr(path, name) for name in names}, rows)
+
+
+def stat_zarr(path: str, dataset: str) -> tuple[int, int]:
+    """Size of an array's metadata and the time of its last change that shows.
+
+    Parameters
+    ----------
+    path : str
+        The folder.
+    dataset : str
+        Path of the stack inside it.
+
+    Returns
+    -------
+    tuple of int
+        Bytes of the metadata; newest modification of metadata and array folder, in ns.
+
+    Notes
+    -----
+    Chunks that were rewritten in place do not show: to look at each would take longer than to
+    read the labels again.
+    """
+    array = Path(path, dataset)
+    folder = array if is_zarr(str(array)) else Path(path)
+    metadata = [folder / name for name in METADATA if (folder / name).exists()]
+    watched = [folder, *metadata, *(p for p in [folder / "c"] if p.exists())]
+    newest = max(p.stat().st_mtime_ns for p in watched)
+    return sum(p.stat().st_size for p in metadata), newest
+
+
+def open_zarr(path: str, dataset: str) -> zarr.Array[Any]:
+    """Open an array, or take it from those that this process holds open.
+
+    Parameters
+    ----------
+    path : str
+        The folder.
+    dataset : str
+        Path inside it; means nothing where the folder itself is the array.
+
+    Returns
+    -------
+    zarr.Array
+        The array.
+
+    Raises
+    ------
+    DataError
+        If the folder cannot be opened any more.
+    """
+    try:
+        return _open(path, dataset, *stat_zarr(path, dataset))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path} cannot be opened any more: {error}; put it back or open the runs again",
+            path=path,
+        ) from error
+
+
+@lru_cache(maxsize=N_OPEN)
+def _open(path: str, dataset: str, size: int, mtime_ns: int) -> zarr.Array[Any]:
+    # Size and time are in the key so that a rewritten folder is opened anew.
+    del size, mtime_ns
+    root = zarr.open(path, mode="r")
+    array = root if isinstance(root, zarr.Array) else root.get(dataset)
+    if not isinstance(array, zarr.Array):
+        raise KeyError(dataset)
+    return array
+
+
+def _describe(root: zarr.Group, name: str) -> tuple[tuple[int, ...], str] | None:
+    item = root.get(name)
+    return (item.shape, item.dtype.kind) if isinstance(item, zarr.Array) else None
