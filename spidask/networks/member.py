@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from scipy.special import expit
 
 from spidask.config import Representation
 from spidask.errors import DataError
@@ -19,6 +21,7 @@ from spidask.networks.compact import Compact
 from spidask.networks.representation import represent
 from spidask.schema import CLASSES
 
+FloatArray = npt.NDArray[np.float32]
 SINGLE = CLASSES.index("single")
 SHIPPED = Path(__file__).parent / "compact.safetensors"
 """A member trained on simulated patterns of the 2018 experiment, to start from."""
@@ -44,7 +47,7 @@ class Member:
     """
 
     network: Compact
-    representation: Representation = Representation()
+    representation: Representation
     threshold: float = 0.5
     slope: float = 1.0
     intercept: float = 0.0
@@ -106,24 +109,62 @@ def load_member(path: str | Path, device: str | torch.device = "cpu") -> Member:
     return Member(network, representation, provenance=metadata["provenance"], **numbers)
 
 
-def score(member: Member, patterns: torch.Tensor) -> torch.Tensor:
+def score(member: Member, patterns: FloatArray, batch_size: int) -> FloatArray:
     """Probability of a single hit for each pattern.
 
     Parameters
     ----------
     member : Member
         The classifier.
-    patterns : torch.Tensor
-        Shape (frame, y, x), float32, photons, NaN where missing, on the member's device.
+    patterns : numpy.ndarray
+        Shape (frame, y, x), float32, photons, NaN where missing.
+    batch_size : int
+        Patterns that the network sees at once; see `logits`.
 
     Returns
     -------
-    torch.Tensor
+    numpy.ndarray
         Calibrated probabilities, shape (frame,), float32.
     """
-    with torch.inference_mode():
-        logit = single_logit(member.network(*represent(patterns, member.representation)))
-        return torch.sigmoid(member.slope * logit + member.intercept)
+    found = logits(member.network, member.representation, patterns, batch_size)
+    return expit(member.slope * found + member.intercept).astype(np.float32)
+
+
+def logits(
+    network: Compact,
+    representation: Representation,
+    patterns: FloatArray,
+    batch_size: int,
+) -> FloatArray:
+    """Log odds of a single hit against all other classes.
+
+    Parameters
+    ----------
+    network : Compact
+        The network, in evaluation mode.
+    representation : Representation
+        What the network sees of a pattern.
+    patterns : numpy.ndarray
+        Shape (frame, y, x), float32, photons, NaN where missing.
+    batch_size : int
+        Patterns that the network sees at once; the last batch is padded to it, because the
+        last digits of a convolution depend on the size.
+
+    Returns
+    -------
+    numpy.ndarray
+        Log odds, shape (frame,), float32.
+    """
+    device = next(network.parameters()).device
+    out = np.empty(len(patterns), np.float32)
+    for start in range(0, len(patterns), batch_size):
+        part = patterns[start : start + batch_size]
+        batch = np.zeros((batch_size, *patterns.shape[1:]), np.float32)
+        batch[: len(part)] = part
+        with torch.inference_mode():
+            seen = represent(torch.from_numpy(batch).to(device), representation)
+            out[start : start + len(part)] = single_logit(network(*seen))[: len(part)].cpu()
+    return out
 
 
 def single_logit(outputs: torch.Tensor) -> torch.Tensor:
@@ -146,38 +187,6 @@ def single_logit(outputs: torch.Tensor) -> torch.Tensor:
     """
     others = [i for i in range(len(CLASSES)) if i != SINGLE]
     return outputs[:, SINGLE] - torch.logsumexp(outputs[:, others], 1)
-
-
-def score_batches(member: Member, patterns: np.ndarray, batch_size: int) -> np.ndarray:
-    """Score any number of patterns in batches of one size, the last one padded.
-
-    Parameters
-    ----------
-    member : Member
-        The classifier.
-    patterns : numpy.ndarray
-        Shape (frame, y, x), float32, photons, NaN where missing.
-    batch_size : int
-        Patterns that the network sees at once.
-
-    Returns
-    -------
-    numpy.ndarray
-        Probabilities, shape (frame,), float32.
-
-    Notes
-    -----
-    One fixed size, because the last digits of a convolution depend on it.
-    """
-    device = next(member.network.parameters()).device
-    out = np.empty(len(patterns), np.float32)
-    for start in range(0, len(patterns), batch_size):
-        part = patterns[start : start + batch_size]
-        batch = np.zeros((batch_size, *patterns.shape[1:]), np.float32)
-        batch[: len(part)] = part
-        scores = score(member, torch.from_numpy(batch).to(device)).cpu().numpy()
-        out[start : start + len(part)] = scores[: len(part)]
-    return out
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: str | Path, metadata: Any) -> None:

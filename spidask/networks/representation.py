@@ -9,7 +9,9 @@ import torch
 from spidask.config import Representation
 
 
-def represent(patterns: torch.Tensor, settings: Representation) -> tuple[torch.Tensor, torch.Tensor]:
+def represent(
+    patterns: torch.Tensor, settings: Representation
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale patterns and tell missing pixels apart from dark ones.
 
     Parameters

@@ -1,0 +1,124 @@
+"""Train the network that ships with the package, on simulated patterns only.
+
+The patterns are those of the 2018 experiment with fluence, hole, dead columns and beam position
+drawn anew each time a pattern is shown, so that the network learns particles and not a detector.
+
+    python jobs/pretrain.py out/pretrain --patterns 24000 --iterations 6000
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from spidask.config import Ensemble, Geometry, Region, Training
+from spidask.metrics import average_precision, best_threshold
+from spidask.networks.augmentation import augment
+from spidask.networks.compact import Compact
+from spidask.networks.learning import (
+    Labelled,
+    list_checkpoints,
+    load_checkpoint,
+    network_of,
+    train_rank,
+)
+from spidask.networks.member import SINGLE, Member, save_member
+from spidask.schema import CLASSES
+from spidask.simulation.beamtime import simulate_patterns
+
+REGION = Region(y=(0, 123), x=(392, 632))
+MIX = {"background": 0.06, "single": 0.34, "multiple": 0.32, "contaminant": 0.28}
+VALIDATION = 1500
+
+
+def simulate(n: int, seed: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Expected photons in half precision and class codes, kept on disk between calls."""
+    path = folder / f"patterns_{n}_{seed}.npz"
+    if not path.exists():
+        photons, labels, _, _ = simulate_patterns(n, seed, Geometry(), REGION, mix=MIX)
+        codes = np.array([CLASSES.index(label) for label in labels])
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(path, photons=photons.astype(np.float16), codes=codes)
+    with np.load(path) as file:
+        return file["photons"], file["codes"]
+
+
+def observe(expected: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """One exposure: a fluence, a hole, dead columns, and the photons that happen to come."""
+    brightness = np.exp(random.uniform(np.log(0.7), np.log(8.0)))
+    pattern = random.poisson(expected.astype(np.float32) * brightness).astype(np.float32)
+    height, width = pattern.shape
+    centre = width // 2 + random.integers(-4, 5)
+    if random.random() < 0.9:
+        half = random.integers(8, 36)
+        pattern[: random.integers(4, 34), max(centre - half, 0) : centre + half] = np.nan
+    for _ in range(random.integers(0, 3)):
+        start = random.integers(0, width)
+        pattern[random.integers(0, height // 2) :, start : start + random.integers(1, 8)] = np.nan
+    return pattern
+
+
+def draw(expected: np.ndarray, codes: np.ndarray, size: int, seed: int, iteration: int) -> Labelled:
+    """A batch of exposures."""
+    rows = np.random.default_rng([seed, iteration]).integers(0, len(codes), size)
+    patterns = []
+    for place, row in enumerate(rows):
+        random = np.random.default_rng([seed, iteration, place])
+        patterns.append(augment(observe(expected[row], random), random))
+    return Labelled(np.stack(patterns), codes[rows])
+
+
+def judge(logits: np.ndarray, is_single: np.ndarray) -> dict[str, float]:
+    """Numbers for the table."""
+    scores = logits.astype(float)
+    return {
+        "validation_f1": round(best_threshold(scores, is_single)[1], 6),
+        "validation_average_precision": round(average_precision(scores, is_single), 6),
+    }
+
+
+def main() -> None:
+    """Simulate, train, write the member."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--patterns", type=int, default=24000)
+    parser.add_argument("--iterations", type=int, default=6000)
+    parser.add_argument("--seed", type=int, default=2018)
+    parser.add_argument("--threads", type=int, default=0)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    expected, codes = simulate(options.patterns, options.seed, options.folder)
+    unseen, unseen_codes = simulate(VALIDATION, options.seed + 1, options.folder)
+    exposed = [observe(p, np.random.default_rng([1, i])) for i, p in enumerate(unseen)]
+    is_single = unseen_codes == SINGLE
+    settings = Training(
+        initial="random",
+        iterations=options.iterations,
+        learning_rate=2e-3,
+        checkpoint_every=250,
+        threads=options.threads,
+        ensemble=Ensemble(n_members=1),
+    )
+    train_rank(
+        functools.partial(draw, expected, codes, settings.batch_size, options.seed),
+        np.stack(exposed),
+        functools.partial(judge, is_single=is_single),
+        settings,
+        options.seed,
+        options.folder / "checkpoints",
+    )
+    checkpoint, tensors = load_checkpoint(list_checkpoints(options.folder / "checkpoints")[-1])
+    network = Compact()
+    network.load_state_dict(network_of(tensors))
+    provenance = {"patterns": options.patterns, "seed": options.seed, **checkpoint.history[-1]}
+    threshold, _ = best_threshold(1 / (1 + np.exp(-checkpoint.validation.astype(float))), is_single)
+    member = Member(network.eval(), settings.representation, threshold, provenance=provenance)
+    save_member(member, options.folder / "compact.safetensors")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,355 @@
+"""From labelled frames to an ensemble of members."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from spidask.config import Config, Ensemble
+from spidask.errors import TrainingError
+from spidask.io.labels import locate
+from spidask.io.runs import take_frames
+from spidask.metrics import average_precision, best_threshold
+from spidask.networks.compact import Compact
+from spidask.networks.learning import (
+    Checkpoint,
+    Labelled,
+    draw_batch,
+    list_checkpoints,
+    load_checkpoint,
+    network_of,
+    train_rank,
+)
+from spidask.networks.member import SINGLE, Member, save_member
+from spidask.preprocessing import preprocess
+from spidask.schema import CLASSES
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which labels train and which validate.
+
+    Attributes
+    ----------
+    training, validation : numpy.ndarray
+        Positions in the table of labels, int64.
+    """
+
+    training: IntArray
+    validation: IntArray
+
+
+def train(frames: xr.Dataset, labels: pd.DataFrame, config: Config, folder: Path) -> list[Path]:
+    """Train the ensemble on labelled frames and write its members.
+
+    Parameters
+    ----------
+    frames : xarray.Dataset
+        Raw frames as `open_runs` gives them.
+    labels : pandas.DataFrame
+        Labels as `read_labels` gives them.
+    config : Config
+        Sections `training`, `validation`, `selection`, and what preprocessing needs.
+    folder : pathlib.Path
+        Output folder; gets ``members/``, ``metrics.csv`` and ``checkpoints/``. Checkpoints
+        found there are continued.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The members' files.
+
+    Raises
+    ------
+    TrainingError
+        If there are no single hits, or nothing but single hits, on either side of the split,
+        or the loss is no longer finite.
+    DataError
+        If a label names a frame that is not there.
+    """
+    labelled, runs, index = load_labelled(frames, labels, config)
+    settings, kept = config.training, []
+    seeds = [settings.seed]
+    if settings.ensemble.kind == "seeds":
+        seeds = [settings.seed + i for i in range(settings.ensemble.n_members)]
+    used = np.zeros(len(index), bool)
+    for seed in seeds:
+        parts = split(runs, labelled.classes, config, seed)
+        used[parts.training] = used[parts.validation] = True
+        kept += _train_seed(labelled, parts, config, seed, folder / "checkpoints" / f"seed{seed}")
+    members = [folder / "members" / f"member{number}.safetensors" for number in range(len(kept))]
+    for member, path in zip(kept, members, strict=True):
+        save_member(member, path)
+    _write_metrics(folder, seeds)
+    _write_frames(folder / "members" / "training.json", runs[used], index[used])
+    return members
+
+
+def load_labelled(
+    frames: xr.Dataset, labels: pd.DataFrame, config: Config
+) -> tuple[Labelled, npt.NDArray[np.str_], IntArray]:
+    """Read and preprocess the labelled frames.
+
+    Parameters
+    ----------
+    frames : xarray.Dataset
+        Raw frames as `open_runs` gives them.
+    labels : pandas.DataFrame
+        Labels as `read_labels` gives them.
+    config : Config
+        What preprocessing needs.
+
+    Returns
+    -------
+    labelled : Labelled
+        Patterns and classes of the labels whose frame is readable.
+    runs : numpy.ndarray
+        The run of each, shape (frame,), text.
+    index : numpy.ndarray
+        The position of each in its run, shape (frame,), int64.
+    """
+    rows = locate(labels, frames)
+    classes = np.array([CLASSES.index(name) for name in labels["label"]], np.int64)
+    taken = take_frames(frames, rows)
+    patterns = preprocess(taken, config)["patterns"].data.compute(scheduler="threads")
+    readable = np.isfinite(patterns).any((1, 2))
+    if not readable.all():
+        log.warning("%d labelled frames are unreadable and left out", np.sum(~readable))
+    runs = taken["run_name"].values[taken["run"].values].astype(str)
+    labelled = Labelled(patterns[readable], classes[readable])
+    return labelled, runs[readable], taken["index"].values[readable]
+
+
+def split(runs: npt.NDArray[np.str_], classes: IntArray, config: Config, seed: int) -> Split:
+    """Divide labels into those that train and those that validate.
+
+    Parameters
+    ----------
+    runs : numpy.ndarray
+        The run of each label, shape (label,), text.
+    classes : numpy.ndarray
+        Codes into schema.CLASSES, shape (label,), int64.
+    config : Config
+        Sections `training` and `validation`: runs by name, else a share of each class drawn
+        with the seed.
+    seed : int
+        Of the draw.
+
+    Returns
+    -------
+    Split
+        Positions of the labels.
+
+    Raises
+    ------
+    TrainingError
+        If a side lacks single hits or others, or a run is on both sides.
+    """
+    by_training = _named(runs, config.training.runs)
+    by_validation = _named(runs, config.validation.runs)
+    if by_training is None and by_validation is None:
+        drawn = np.zeros(len(runs), bool)
+        random = np.random.default_rng([seed, len(runs)])
+        for code in np.unique(classes):
+            members = random.permutation(np.flatnonzero(classes == code))
+            drawn[members[: round(config.validation.fraction * len(members))]] = True
+        by_training, by_validation = ~drawn, drawn
+    elif by_training is None:
+        by_training = ~np.asarray(by_validation)
+    elif by_validation is None:
+        by_validation = ~by_training
+    assert by_validation is not None
+    if (both := np.unique(runs[by_training & by_validation])).size:
+        raise TrainingError(f"run {both[0]} is in training.runs and in validation.runs")
+    for name, side in (("training", by_training), ("validation", by_validation)):
+        _refuse_one_sided(name, classes[side], np.unique(runs))
+    return Split(np.flatnonzero(by_training), np.flatnonzero(by_validation))
+
+
+def pick_stages(f1: list[float], ensemble: Ensemble) -> list[int]:
+    """Choose consecutive checkpoints around the best.
+
+    Parameters
+    ----------
+    f1 : list of float
+        Validation F1 of each checkpoint, the earliest first.
+    ensemble : Ensemble
+        How many, and how far apart.
+
+    Returns
+    -------
+    list of int
+        Positions of the checkpoints, moved inward where they would leave the ends.
+
+    Raises
+    ------
+    TrainingError
+        If there are not that many checkpoints.
+
+    Examples
+    --------
+    >>> pick_stages([0.1, 0.2, 0.9, 0.3, 0.2, 0.1], Ensemble(n_members=3))
+    [1, 2, 3]
+    >>> pick_stages([0.1, 0.2, 0.3, 0.3, 0.2, 0.9], Ensemble(n_members=3))
+    [3, 4, 5]
+    """
+    span = (ensemble.n_members - 1) * ensemble.spacing
+    if span >= len(f1):
+        raise TrainingError(
+            f"training.ensemble needs {span + 1} checkpoints and there are {len(f1)}; train for "
+            "more iterations or lower training.checkpoint_every"
+        )
+    first = int(np.argmax(f1)) - (ensemble.n_members // 2) * ensemble.spacing
+    first = min(max(first, 0), len(f1) - 1 - span)
+    return [first + i * ensemble.spacing for i in range(ensemble.n_members)]
+
+
+def calibrate(
+    logits: FloatArray, is_single: BoolArray, expected_fraction: float | None
+) -> tuple[float, float]:
+    """Turn log odds into probabilities that mean what they say.
+
+    Parameters
+    ----------
+    logits : numpy.ndarray
+        Log odds of validation patterns, shape (frame,), float32.
+    is_single : numpy.ndarray
+        Which are single hits, shape (frame,), bool.
+    expected_fraction : float or None
+        Share of single hits where the probability will be used; None as found here.
+
+    Returns
+    -------
+    slope : float
+        Never negative, so that the order of the patterns stays.
+    intercept : float
+        The probability is the logistic function of slope * logit + intercept.
+
+    Notes
+    -----
+    Platt 1999 with his smoothed targets; the single hits weigh `expected_fraction` in all.
+    """
+    n_single, n_others = int(is_single.sum()), int((~is_single).sum())
+    share = n_single / len(is_single) if expected_fraction is None else expected_fraction
+    target = np.where(is_single, (n_single + 1) / (n_single + 2), 1 / (n_others + 2))
+    weight = np.where(is_single, share / n_single, (1 - share) / n_others)
+    x = logits.astype(float)
+
+    def cost(parameters: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        z = parameters[0] * x + parameters[1]
+        miss = weight * (expit(z) - target)
+        value = float(np.sum(weight * (np.logaddexp(0, z) - target * z)))
+        return value, np.array([miss @ x, miss.sum()])
+
+    found = minimize(cost, [1.0, 0.0], jac=True, bounds=[(1e-3, None), (None, None)])
+    return float(found.x[0]), float(found.x[1])
+
+
+def _train_seed(
+    labelled: Labelled, parts: Split, config: Config, seed: int, folder: Path
+) -> list[Member]:
+    settings = config.training
+    training, validation = (
+        Labelled(labelled.patterns[rows], labelled.classes[rows])
+        for rows in (parts.training, parts.validation)
+    )
+    is_single = validation.classes == SINGLE
+    fraction = config.selection.expected_single_fraction
+    log.info("seed %d: %d patterns train, %d validate", seed, len(training.classes), len(is_single))
+    train_rank(
+        functools.partial(draw_batch, training, settings.batch_size, seed),
+        validation.patterns,
+        functools.partial(_judge, is_single=is_single, fraction=fraction),
+        settings,
+        seed,
+        folder,
+    )
+    paths = list_checkpoints(folder)
+    f1 = [load_checkpoint(path)[0].history[-1]["validation_f1"] for path in paths]
+    best = [int(np.argmax(f1))]
+    stages = best if settings.ensemble.kind == "seeds" else pick_stages(f1, settings.ensemble)
+    return [_member(paths[stage], is_single, config, seed) for stage in stages]
+
+
+def _judge(logits: FloatArray, is_single: BoolArray, fraction: float | None) -> dict[str, float]:
+    scores = logits.astype(float)
+    return {
+        "validation_f1": round(best_threshold(scores, is_single, fraction)[1], 6),
+        "validation_average_precision": round(average_precision(scores, is_single), 6),
+    }
+
+
+def _member(path: Path, is_single: BoolArray, config: Config, seed: int) -> Member:
+    checkpoint, tensors = load_checkpoint(path)
+    network = Compact()
+    network.load_state_dict(network_of(tensors))
+    fraction = config.selection.expected_single_fraction
+    slope, intercept = calibrate(checkpoint.validation, is_single, fraction)
+    # In the precision of inference, so that a frame is on the same side there.
+    scores = expit(slope * checkpoint.validation + intercept).astype(np.float32)
+    threshold, f1 = best_threshold(scores.astype(float), is_single, fraction)
+    return Member(
+        network.eval(),
+        config.training.representation,
+        threshold,
+        slope,
+        intercept,
+        _provenance(checkpoint, f1, config, seed),
+    )
+
+
+def _provenance(checkpoint: Checkpoint, f1: float, config: Config, seed: int) -> dict[str, Any]:
+    return {
+        "iteration": checkpoint.iteration,
+        "seed": seed,
+        "validation_f1": f1,
+        "n_validation": len(checkpoint.validation),
+        "training": config.training.model_dump(mode="json"),
+        "expected_single_fraction": config.selection.expected_single_fraction,
+    }
+
+
+def _named(runs: npt.NDArray[np.str_], patterns: list[str] | None) -> BoolArray | None:
+    if patterns is None:
+        return None
+    return np.array([any(fnmatchcase(run, pattern) for pattern in patterns) for run in runs], bool)
+
+
+def _refuse_one_sided(name: str, classes: IntArray, runs: npt.NDArray[np.str_]) -> None:
+    n_single = int(np.sum(classes == SINGLE))
+    if n_single == 0 or n_single == len(classes):
+        raise TrainingError(
+            f"{name}: {n_single} single hits and {len(classes) - n_single} others among its "
+            f"labels, both are needed; the labels are of the runs {', '.join(runs)}: "
+            f"see {name}.runs"
+        )
+
+
+def _write_metrics(folder: Path, seeds: list[int]) -> None:
+    tables = [
+        pd.read_csv(folder / "checkpoints" / f"seed{seed}" / "metrics.csv").assign(seed=seed)
+        for seed in seeds
+    ]
+    pd.concat(tables).to_csv(folder / "metrics.csv", index=False)
+
+
+def _write_frames(path: Path, runs: npt.NDArray[np.str_], index: IntArray) -> None:
+    frames = {str(run): sorted(index[runs == run].tolist()) for run in np.unique(runs)}
+    path.write_text(json.dumps({"frames": frames}, indent=1))
