@@ -2,65 +2,108 @@
 
 from __future__ import annotations
 
+import csv
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 from typing import TypeVar
 
+import h5py
+import hdf5plugin
 import numpy as np
 from numpy.typing import NDArray
 
-from spidask.config import Beam, Geometry, Region, Sample
+from spidask.config import Beam, Geometry, Region, Sample, Simulation
 from spidask.schema import CLASSES
-from spidask.simulation.detector import stray_light
+from spidask.simulation.density import read_particle
+from spidask.simulation.detector import (
+    PANEL,
+    Pixels,
+    build_pixels,
+    expose,
+    pulse_stray,
+    stray_light,
+)
 from spidask.simulation.particle import Particle
-from spidask.simulation.scattering import amplitude_map, intensity
-from spidask.simulation.scene import Scene, draw_scene
+from spidask.simulation.scene import Scene
+from spidask.simulation.shot import Shot, draw_shot
 
-Floats = NDArray[np.float64]
 T = TypeVar("T")
 
+DEFAULT_GEOMETRY = Geometry()
+DEFAULT_SAMPLE = Sample()
+DEFAULT_BEAM = Beam()
 DEFAULT_REGION = Region(y=(0, 123), x=(391, 631))
 TRAINING_MIX = {"background": 0.1, "single": 0.3, "multiple": 0.35, "contaminant": 0.25}
-# Pixels closer to the beam fall into the hole of the panel and do not count as signal.
-HOLE_RADIUS_PX = 12.0
-# A companion at least this bright, relative to the brightest particle, makes a multiple hit.
-FAINTEST = 0.03
-BEAM_WIDTH_NM = 1500.0
-JOULE_PER_EV = 1.602176634e-19
+PATTERNS_PER_STRAY = 32
+"""So many patterns in a row share the shape of their stray light, though not its strength."""
+DATASET = "entry_1/data_1/data"
+REPETITION_HZ = 120
+FIRST_SECOND = 1_533_081_600  # 1 August 2018
 
 
-@dataclass(frozen=True)
-class Shot:
-    """What one pulse scatters.
+def simulate_beamtime(
+    settings: Simulation,
+    geometry: Geometry = DEFAULT_GEOMETRY,
+    workers: int = 0,
+) -> Path:
+    """Compute the files of a beamtime.
 
-    Attributes
+    Parameters
     ----------
-    photons : numpy.ndarray
-        Photons expected, without stray light, shape (y, x), float32.
-    scene : Scene
-        What was hit.
-    signal : float
-        Photons expected in `photons` outside the hole.
-    pulse : float
-        Pulse energy over its mean.
-    """
+    settings : Simulation
+        Folder, runs, frames, hit rate, sample, beam and panel.
+    geometry : Geometry
+        Photon energy, distance, pixel size and beam centre.
+    workers : int
+        Threads; 0 takes every core. The files do not depend on it.
 
-    photons: NDArray[np.float32]
-    scene: Scene
-    signal: float
-    pulse: float
+    Returns
+    -------
+    pathlib.Path
+        The folder. It holds ``r0001.h5`` ... (raw frames, uint16, ADU, with time stamps and
+        fiducials), ``dark/r0001.h5`` ... (frames without beam), ``masks.h5`` (a mask for each
+        run, 1 = good), ``gain.h5`` (relative gain), ``labels.csv`` (run, index, label of the
+        first `labelled_runs` runs) and ``truth/truth_r0001.csv`` ... (what every frame shows).
+
+    Raises
+    ------
+    DataError
+        If the file of the particle cannot be read.
+    """
+    folder = Path(settings.folder)
+    (folder / "dark").mkdir(parents=True, exist_ok=True)
+    (folder / "truth").mkdir(exist_ok=True)
+    model = _model(settings.sample, geometry)
+    labels: list[tuple[str, int, str]] = []
+    for run in range(1, settings.runs + 1):
+        name = f"r{run:04d}"
+        pixels = build_pixels(settings.panel, geometry, settings.seed, run)
+        shots = _write_run(folder / f"{name}.h5", run, pixels, settings, geometry, model, workers)
+        _write_dark(folder / "dark" / f"{name}.h5", run, pixels, settings, geometry, workers)
+        _write_truth(folder / "truth" / f"truth_{name}.csv", name, shots)
+        with h5py.File(folder / "masks.h5", "w" if run == 1 else "a") as file:
+            file[name] = pixels.good.astype(np.uint8)
+        with h5py.File(folder / "gain.h5", "w") as file:
+            file["gain"] = np.where(pixels.gain > 0, pixels.gain, 1).astype(np.float32)
+        if run <= settings.labelled_runs:
+            labels += [(name, i, shot.scene.label) for i, shot in enumerate(shots)]
+    _write_csv(folder / "labels.csv", ("run", "index", "label"), labels)
+    return folder
 
 
 def simulate_patterns(
     n: int,
     seed: int = 0,
-    geometry: Geometry = Geometry(),  # noqa: B008
+    geometry: Geometry = DEFAULT_GEOMETRY,
     region: Region = DEFAULT_REGION,
     mix: Mapping[str, float] = TRAINING_MIX,
-    sample: Sample = Sample(),  # noqa: B008
-    beam: Beam = Beam(),  # noqa: B008
+    sample: Sample = DEFAULT_SAMPLE,
+    beam: Beam = DEFAULT_BEAM,
     workers: int = 0,
 ) -> tuple[NDArray[np.float32], NDArray[np.str_], NDArray[np.float32], NDArray[np.str_]]:
     """Compute patterns with labels, as a network trains on them.
@@ -100,11 +143,11 @@ def simulate_patterns(
     shares = np.array([mix.get(name, 0.0) for name in CLASSES])
 
     def one(i: int) -> tuple[NDArray[np.float32], Scene]:
-        rng = np.random.default_rng([seed, i])
+        rng = np.random.default_rng([seed, 0, i])
         label = CLASSES[rng.choice(len(CLASSES), p=shares / shares.sum())]
         shot = draw_shot(label, sample, beam, geometry, rows, columns, rng)
-        stray = stray_light(geometry, rows, columns, rng)
-        return shot.photons + draw_stray(stray, shot.pulse, beam, rng), shot.scene
+        stray = _stray(geometry, rows, columns, seed, i // PATTERNS_PER_STRAY)
+        return shot.photons + pulse_stray(stray, shot.pulse, beam, rng), shot.scene
 
     patterns = np.empty((n, len(rows), len(columns)), np.float32)
     scenes = []
@@ -119,171 +162,144 @@ def simulate_patterns(
     )
 
 
-def draw_shot(
-    label: str,
-    sample: Sample,
-    beam: Beam,
-    geometry: Geometry,
-    rows: range,
-    columns: range,
-    rng: np.random.Generator,
-    model: Particle | None = None,
-) -> Shot:
-    """Draw one pulse and what it hits, and compute the photons it scatters.
+def draw_labels(settings: Simulation, run: int) -> list[str]:
+    """Draw the order of the classes in a run.
 
     Parameters
     ----------
-    label : str
-        Class, see `schema.CLASSES`.
-    sample : Sample
-        What is injected.
-    beam : Beam
-        Pulses and focus.
-    geometry : Geometry
-        Photon energy, distance, pixel size and mean beam centre.
-    rows, columns : range
-        Pixels of the full frame to compute.
-    rng : numpy.random.Generator
-        Source of all randomness.
-    model : Particle or None
-        The particle of single hits; nothing: PR772.
+    settings : Simulation
+        Frames of a run, hit rate, shares among hits, seed.
+    run : int
+        Number of the run.
 
     Returns
     -------
-    Shot
-        Expected photons and what made them.
+    list of str
+        Class of each frame; every class has its share of the frames, rounded.
+
+    Examples
+    --------
+    >>> settings = Simulation(folder="x", frames=10, hit_rate=0.5, hit_mix={"single": 1.0})
+    >>> sorted(draw_labels(settings, 1)).count("background")
+    5
     """
-    pulse = float(max(0.2, rng.normal(1, beam.energy_jitter)))
-    dy, dx = rng.normal(0, beam.beam_jitter_px, 2)
-    here = geometry.model_copy(
-        update={
-            "beam_centre_y_px": geometry.beam_centre_y_px + dy,
-            "beam_centre_x_px": geometry.beam_centre_x_px + dx,
-        }
-    )
-    outside = _outside_hole(geometry, rows, columns)
-    peak = pulse * peak_fluence(beam, geometry.photon_energy_ev)
-    while True:
-        scene = draw_scene(label, sample, geometry.photon_energy_ev, rng, model)
-        maps = [[amplitude_map(p, here, rows, columns) for p in group] for group in scene.groups]
-        signals = [_signal(group, peak, here, rows, columns, outside) for group in maps]
-        places = _place(signals, beam, rng)
-        if places is not None:
-            break
-    if not scene.groups:
-        return Shot(np.zeros((len(rows), len(columns)), np.float32), scene, 0.0, pulse)
-    positions = np.concatenate([p + o for p, o in zip(places, scene.offsets, strict=True)])
-    fluences = peak * _profile(positions, beam)
-    flat = [each for group in maps for each in group]
-    photons = intensity(flat, positions, fluences, here, rows, columns)
-    return Shot(photons, scene, float(photons[outside].sum()), pulse)
+    mix = settings.hit_mix
+    shares = np.array([mix.single, mix.multiple, mix.contaminant])
+    bounds = np.append(0, np.cumsum(shares / shares.sum())) * settings.frames * settings.hit_rate
+    counts = np.diff(np.round(bounds).astype(int))
+    labels = np.repeat(["single", "multiple", "contaminant"], counts).tolist()
+    labels += ["background"] * (settings.frames - len(labels))
+    order = np.random.default_rng([settings.seed, 2, run]).permutation(settings.frames)
+    return [labels[i] for i in order]
 
 
-def peak_fluence(beam: Beam, photon_energy_ev: float) -> float:
-    """Fluence in the centre of the focus at the mean pulse energy.
-
-    Parameters
-    ----------
-    beam : Beam
-        Pulse energy, transmission and width of the focus.
-    photon_energy_ev : float
-        Photon energy, eV.
-
-    Returns
-    -------
-    float
-        Photons per nm^2.
-    """
-    photons = beam.pulse_energy_mj * 1e-3 * beam.transmission / (photon_energy_ev * JOULE_PER_EV)
-    return photons * 4 * np.log(2) / (np.pi * beam.focus_nm**2)
+def _model(sample: Sample, geometry: Geometry) -> Particle | None:
+    if sample.particle == "icosahedron":
+        return None
+    return read_particle(sample.particle, geometry.photon_energy_ev, sample.map_contour)
 
 
-def draw_stray(
-    parts: NDArray[np.float32], pulse: float, beam: Beam, rng: np.random.Generator
+@lru_cache(maxsize=4)
+def _stray(
+    geometry: Geometry, rows: range, columns: range, seed: int, number: int
 ) -> NDArray[np.float32]:
-    """Draw one pulse's stray light.
-
-    Parameters
-    ----------
-    parts : numpy.ndarray
-        Parts of `stray_light`, shape (4, y, x), float32.
-    pulse : float
-        Pulse energy over its mean.
-    beam : Beam
-        Gives the mean number of stray photons.
-    rng : numpy.random.Generator
-        Source of all randomness.
-
-    Returns
-    -------
-    numpy.ndarray
-        Photons expected, shape (y, x), float32.
-    """
-    shares = np.array([0.45, 0.35, 0.1, 0.1]) * np.exp(rng.normal(0, 0.3, 4))
-    weights = (beam.stray_photons * pulse * shares).astype(np.float32)
-    return np.asarray(np.tensordot(weights, parts, 1))
+    rng = np.random.default_rng([seed, 3, number])
+    return stray_light(geometry, rows, columns, rng)
 
 
-def _outside_hole(geometry: Geometry, rows: range, columns: range) -> NDArray[np.bool_]:
-    y = np.array(rows)[:, None] - geometry.beam_centre_y_px
-    x = np.array(columns)[None, :] - geometry.beam_centre_x_px
-    return np.asarray(np.hypot(y, x) > HOLE_RADIUS_PX)
-
-
-def _signal(
-    group: list[NDArray[np.complex64]],
-    fluence: float,
+def _write_run(
+    path: Path,
+    run: int,
+    pixels: Pixels,
+    settings: Simulation,
     geometry: Geometry,
-    rows: range,
-    columns: range,
-    outside: NDArray[np.bool_],
-) -> float:
-    """Photons of a group in the centre of the focus, its interference left out."""
-    nowhere, full = np.zeros((1, 3)), np.array([fluence])
-    return sum(
-        float(intensity([each], nowhere, full, geometry, rows, columns)[outside].sum())
-        for each in group
+    model: Particle | None,
+    workers: int,
+) -> list[Shot]:
+    """Compute and write the frames of a run; give back the shots without their photons."""
+    rows, columns = range(PANEL[0]), range(PANEL[1])
+    stray = _stray(geometry, rows, columns, settings.seed, 0)
+    labels = draw_labels(settings, run)
+
+    def one(i: int) -> tuple[NDArray[np.uint16], Shot]:
+        rng = np.random.default_rng([settings.seed, 4, run, i])
+        shot = draw_shot(
+            labels[i], settings.sample, settings.beam, geometry, rows, columns, rng, model
+        )
+        photons = shot.photons + pulse_stray(stray, shot.pulse, settings.beam, rng)
+        frame = expose(photons, pixels, settings.panel, geometry.pixel_size_um, rng)
+        return frame, replace(shot, photons=shot.photons[:0])
+
+    shots = []
+    with h5py.File(path, "w") as file:
+        data = _create_stack(file, settings.frames)
+        for i, (frame, shot) in enumerate(_in_threads(one, settings.frames, workers)):
+            data[i] = frame
+            shots.append(shot)
+        _write_events(file, run, settings.frames, geometry.photon_energy_ev)
+    return shots
+
+
+def _write_dark(
+    path: Path, run: int, pixels: Pixels, settings: Simulation, geometry: Geometry, workers: int
+) -> None:
+    def one(i: int) -> NDArray[np.uint16]:
+        rng = np.random.default_rng([settings.seed, 5, run, i])
+        return expose(None, pixels, settings.panel, geometry.pixel_size_um, rng)
+
+    n = settings.panel.dark_frames
+    with h5py.File(path, "w") as file:
+        data = _create_stack(file, n)
+        for i, frame in enumerate(_in_threads(one, n, workers)):
+            data[i] = frame
+
+
+def _create_stack(file: h5py.File, n: int) -> h5py.Dataset:
+    return file.create_dataset(
+        DATASET, (n, *PANEL), np.uint16, chunks=(1, *PANEL), **hdf5plugin.Bitshuffle(cname="lz4")
     )
 
 
-def _profile(positions: Floats, beam: Beam) -> Floats:
-    distance2 = positions[:, 0] ** 2 + positions[:, 1] ** 2
-    return np.asarray(np.exp(-4 * np.log(2) * distance2 / beam.focus_nm**2))
+def _write_events(file: h5py.File, run: int, n: int, photon_energy_ev: float) -> None:
+    """Write LCLS event ids: seconds << 32 | nanoseconds, and a counter of 360 Hz."""
+    seconds = FIRST_SECOND + 600 * run + np.arange(n) // REPETITION_HZ
+    nanoseconds = np.arange(n) % REPETITION_HZ * 1_000_000_000 // REPETITION_HZ
+    group = file.require_group("LCLS")
+    group["timestamp"] = (seconds << 32) | nanoseconds
+    group["fiducial"] = (3 * np.arange(n, dtype=np.int64)) % 131_040
+    group["photon_energy_eV"] = np.full(n, photon_energy_ev)
 
 
-def _place(signals: list[float], beam: Beam, rng: np.random.Generator) -> list[Floats] | None:
-    """Draw where each group meets the focus; None if it cannot make such a hit there."""
-    places: list[Floats] = []
-    brightest = 0.0
-    for signal in signals:
-        limit = FAINTEST * brightest if places else beam.hit_photons
-        near = bool(places) and rng.random() < 0.5
-        if signal <= limit:
-            return None
-        place = _near(places[0], beam, rng) if near else _anywhere(signal / limit, beam, rng)
-        seen = signal * float(_profile(place[None], beam)[0])
-        if seen < limit or (places and min(np.linalg.norm(place - p) for p in places) < 80):
-            return None
-        brightest = max(brightest, seen)
-        places.append(place)
-    return places
+def _write_truth(path: Path, name: str, shots: list[Shot]) -> None:
+    rows = [
+        (
+            name,
+            i,
+            shot.scene.label,
+            shot.scene.kind,
+            "" if np.isnan(shot.scene.diameter) else f"{shot.scene.diameter:.2f}",
+            round(shot.signal),
+        )
+        for i, shot in enumerate(shots)
+    ]
+    header = ("run", "index", "label", "kind", "diameter_nm", "signal_photons")
+    _write_csv(path, header, rows)
 
 
-def _anywhere(dynamic_range: float, beam: Beam, rng: np.random.Generator) -> Floats:
-    """Draw a place, uniform over the area in which a signal is at most so much weakened."""
-    largest = beam.focus_nm * np.sqrt(np.log(dynamic_range) / (4 * np.log(2)))
-    distance, angle = largest * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi)
-    along = rng.normal(0, BEAM_WIDTH_NM)
-    return np.array([distance * np.cos(angle), distance * np.sin(angle), along])
-
-
-def _near(place: Floats, beam: Beam, rng: np.random.Generator) -> Floats:
-    """Draw a place close to another one, from touching to the width of the focus."""
-    distance = np.exp(rng.uniform(np.log(80.0), np.log(beam.focus_nm)))
-    direction = rng.normal(size=3)
-    return place + distance * direction / np.linalg.norm(direction)
+def _write_csv(path: Path, header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def _in_threads(work: Callable[[int], T], n: int, workers: int) -> Iterator[T]:
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        yield from pool.map(work, range(n))
+    """Do the work for 0, 1, ... n - 1 in threads, results in order, a few in flight."""
+    workers = workers or os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque(pool.submit(work, i) for i in range(min(n, 4 * workers)))
+        for i in range(4 * workers, n + 4 * workers):
+            if waiting:
+                yield waiting.popleft().result()
+            if i < n:
+                waiting.append(pool.submit(work, i))

@@ -78,9 +78,27 @@ class Polyhedron:
 
 @dataclass(frozen=True)
 class Volume:
+    """Sampled density, as its Fourier transform.
+
+    Attributes
+    ----------
+    transform : numpy.ndarray
+        Amplitude at momentum transfers (i, j, k) times `step`, negative ones at the far end,
+        corrected for `kernel`, shape (n, n, n), complex64, electrons.
+    step : float
+        Distance of samples, 1/nm.
+    kernel : numpy.ndarray
+        Half of the interpolation kernel, from its centre to its end, float64.
+    centre : numpy.ndarray
+        Where the density's origin is, shape (3,), float64, nm.
+    rotation : numpy.ndarray
+        From the density's axes to those of the laboratory, shape (3, 3), float64.
+    """
+
     transform: NDArray[np.complex64]
     step: float
-    table: Floats
+    kernel: Floats
+    centre: Floats
     rotation: Floats
 
 
@@ -296,9 +314,7 @@ def turn(particle: Particle, rotation: Floats, shift: Floats | None = None) -> P
     """
     offset = np.zeros(3) if shift is None else shift
     bodies = tuple(_turn_body(body, rotation, offset) for body in particle.bodies)
-    return replace(
-        particle, bodies=bodies, radius=particle.radius + float(np.linalg.norm(offset))
-    )
+    return replace(particle, bodies=bodies, radius=particle.radius + float(np.linalg.norm(offset)))
 
 
 def _turn_body(body: Body, rotation: Floats, shift: Floats) -> Body:

@@ -10,12 +10,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 from spidask.config import Geometry
+from spidask.simulation.formfactor import amplitude, cos_sin
 from spidask.simulation.particle import (
     ELECTRON_RADIUS_NM,
-    Ellipsoid,
     Particle,
-    Polyhedron,
-    Volume,
     wavelength_nm,
 )
 
@@ -26,43 +24,6 @@ Floats = NDArray[np.float64]
 # better than 3e-5 (see `interpolation_weights`).
 TAPS = 8
 PHASE_PER_STEP = 1.0
-
-
-def amplitude(particle: Particle, q: Floats) -> NDArray[np.complex128]:
-    """Scattering amplitude of a particle, F(q) = integral of rho(r) exp(-i q.r).
-
-    Parameters
-    ----------
-    particle : Particle
-        Bodies around the particle's own origin; where bodies overlap, densities add.
-    q : numpy.ndarray
-        Momentum transfer, shape (n, 3) with components x, y, z, float64, 1/nm.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (n,), complex128, electrons.
-
-    Notes
-    -----
-    First Born approximation. Polyhedra: the divergence theorem turns the volume into
-    triangles, and a triangle's integral is a second divided difference of exp at the
-    phases of its corners (Hermite-Genocchi), regular for every q but 0. Ellipsoids of
-    revolution: Guinier 1939. Volumes: FFT of the density map, interpolated.
-    """
-    out = np.zeros(len(q), np.complex128)
-    for body in particle.bodies:
-        if isinstance(body, Polyhedron):
-            _add_polyhedron(
-                q, body.vertices, body.faces, body.edges, body.sides, body.volume, body.density, out
-            )
-        elif isinstance(body, Ellipsoid):
-            _add_ellipsoid(
-                q, body.centre, body.axis, body.equatorial, body.polar, body.density, out
-            )
-        else:
-            _add_volume(q @ body.rotation, body.transform, body.step, body.table, out)
-    return out
 
 
 def momentum(geometry: Geometry, y: Floats, x: Floats) -> Floats:
@@ -246,25 +207,11 @@ def _to_photons(out, offset, angle, factor):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _turn(t):  # type: ignore[no-untyped-def]
-    """cos and sin of t turns, without branches, so that loops over it vectorize."""
-    # Taylor series at a quarter of the angle (|z| <= pi / 4, error 2e-14), doubled twice.
-    z = (t - np.floor(t + 0.5)) * (np.pi / 2)
-    w = z * z
-    s = z * (1 - w / 6 * (1 - w / 20 * (1 - w / 42 * (1 - w / 72 * (1 - w / 110 * (1 - w / 156))))))
-    c = 1 - w / 2 * (
-        1 - w / 12 * (1 - w / 30 * (1 - w / 56 * (1 - w / 90 * (1 - w / 132 * (1 - w / 182)))))
-    )
-    s, c = 2 * s * c, 1 - 2 * s * s
-    return 1 - 2 * s * s, 2 * s * c
-
-
-@njit(inline="always")
 def _sinc(t):  # type: ignore[no-untyped-def]
     """Mean of cos over t turns, sin(pi t) / (pi t)."""
     near = abs(t) < 1e-4
     safe = 1.0 if near else np.pi * t
-    return 1.0 if near else _turn(0.5 * t)[1] / safe
+    return 1.0 if near else cos_sin(0.5 * t)[1] / safe
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
@@ -276,109 +223,9 @@ def _add_interference(first, second, apart, offset, angle, out):  # type: ignore
             u = (x + offset[1]) * angle
             r = np.sqrt(1 + u * u + v * v)
             path = (ax * u + ay * v + az) / r
-            cos, sin = _turn(path - az)
+            cos, sin = cos_sin(path - az)
             seen = _sinc((ax - path * u / r) / r * angle) * _sinc((ay - path * v / r) / r * angle)
             a, b = first[y, x], second[y, x]
             real = a.real * b.real + a.imag * b.imag
             imag = a.imag * b.real - a.real * b.imag
             out[y, x] += 2 * seen * (real * cos + imag * sin)
-
-
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def _add_ellipsoid(q, centre, axis, equatorial, polar, density, out):  # type: ignore[no-untyped-def]
-    electrons = density * 4 / 3 * np.pi * equatorial**2 * polar
-    form, cos, sin = np.empty(len(q)), np.empty(len(q)), np.empty(len(q))
-    for i in range(len(q)):
-        qx, qy, qz = q[i, 0], q[i, 1], q[i, 2]
-        along = qx * axis[0] + qy * axis[1] + qz * axis[2]
-        across = qx * qx + qy * qy + qz * qz - along * along
-        x2 = (equatorial * equatorial) * across + (polar * polar) * along * along
-        near = x2 < 1e-3
-        x = np.sqrt(1.0 if near else x2)
-        c, s = _turn(x / (2 * np.pi))
-        form[i] = 1 - x2 / 10 * (1 - x2 / 28) if near else 3 * (s - x * c) / (x * x * x)
-        phase = qx * centre[0] + qy * centre[1] + qz * centre[2]
-        cos[i], sin[i] = _turn(phase / (2 * np.pi))
-    for i in range(len(q)):
-        out[i] += electrons * form[i] * complex(cos[i], -sin[i])
-
-
-@njit(cache=True, nogil=True, fastmath={"contract", "arcp", "nsz"}, error_model="numpy")
-def _add_polyhedron(q, vertices, faces, edges, sides, volume, density, out):  # type: ignore[no-untyped-def]
-    n_block = 32
-    a = np.empty((len(vertices), n_block))
-    c = np.empty((len(vertices), n_block))
-    s = np.empty((len(vertices), n_block))
-    dc = np.empty((len(edges), n_block))
-    ds = np.empty((len(edges), n_block))
-    real = np.empty(n_block)
-    imag = np.empty(n_block)
-    block = np.zeros((3, n_block))
-    for start in range(0, len(q), n_block):
-        n = min(n_block, len(q) - start)
-        for i in range(n):
-            for d in range(3):
-                block[d, i] = q[start + i, d]
-        _corners(block, vertices, a, c, s)
-        _edges(edges, a, c, s, dc, ds)
-        _faces(block, vertices, faces, sides, a, c, s, dc, ds, real, imag)
-        for i in range(n):
-            q2 = block[0, i] ** 2 + block[1, i] ** 2 + block[2, i] ** 2
-            if q2 * volume ** (2 / 3) < 1e-10:
-                out[start + i] += density * volume
-            else:
-                # F = -i / q^2 times the sum over faces of (q . N) f[a, b, c]
-                out[start + i] += density * complex(imag[i], -real[i]) / q2
-
-
-@njit(cache=True, nogil=True, fastmath={"contract", "arcp", "nsz"}, error_model="numpy")
-def _corners(block, vertices, a, c, s):  # type: ignore[no-untyped-def]
-    for v in range(len(vertices)):
-        vx, vy, vz = vertices[v]
-        for i in range(block.shape[1]):
-            phase = block[0, i] * vx + block[1, i] * vy + block[2, i] * vz
-            a[v, i] = phase
-            c[v, i], s[v, i] = _turn(phase / (2 * np.pi))
-
-
-@njit(cache=True, nogil=True, fastmath={"contract", "arcp", "nsz"}, error_model="numpy")
-def _edges(edges, a, c, s, dc, ds):  # type: ignore[no-untyped-def]
-    # First divided difference of exp(-i t) at the phases of both ends.
-    for e in range(len(edges)):
-        j, k = edges[e]
-        for i in range(a.shape[1]):
-            apart = a[j, i] - a[k, i]
-            near = abs(apart) < 1e-4
-            inverse = 1 / (1.0 if near else apart)
-            dc[e, i] = -0.5 * (s[j, i] + s[k, i]) if near else (c[j, i] - c[k, i]) * inverse
-            ds[e, i] = -0.5 * (c[j, i] + c[k, i]) if near else (s[k, i] - s[j, i]) * inverse
-
-
-@njit(cache=True, nogil=True, fastmath={"contract", "arcp", "nsz"}, error_model="numpy")
-def _faces(block, vertices, faces, sides, a, c, s, dc, ds, real, imag):  # type: ignore[no-untyped-def]
-    real[:] = 0
-    imag[:] = 0
-    for f in range(len(faces)):
-        j, k, m = faces[f]
-        jk, km, mj = sides[f]
-        nx, ny, nz = np.cross(vertices[k] - vertices[j], vertices[m] - vertices[j])
-        for i in range(block.shape[1]):
-            # Second divided difference, over the two phases that are furthest apart.
-            d_jk, d_km, d_mj = a[j, i] - a[k, i], a[k, i] - a[m, i], a[m, i] - a[j, i]
-            take_jk = abs(d_jk) >= abs(d_km) and abs(d_jk) >= abs(d_mj)
-            take_km = not take_jk and abs(d_km) >= abs(d_mj)
-            apart = d_jk if take_jk else (d_km if take_km else d_mj)
-            plus = mj if take_jk else (jk if take_km else km)
-            minus = km if take_jk else (mj if take_km else jk)
-            near = abs(apart) < 1e-3
-            inverse = 1 / (1.0 if near else apart)
-            mean_c = -(c[j, i] + c[k, i] + c[m, i]) / 6
-            mean_s = (s[j, i] + s[k, i] + s[m, i]) / 6
-            weight = block[0, i] * nx + block[1, i] * ny + block[2, i] * nz
-            real[i] += weight * (mean_c if near else (dc[plus, i] - dc[minus, i]) * inverse)
-            imag[i] += weight * (mean_s if near else (ds[plus, i] - ds[minus, i]) * inverse)
-
-
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def _add_volume(q, transform, step, table, out):  # type: ignore[no-untyped-def]
-    pass

@@ -189,7 +189,9 @@ class _Draw:
     def multiple(self) -> Scene:
         """Draw two to four particles, touching or apart."""
         if self.rng.random() < 0.3:
-            group = tuple(self.wanted() for _ in range(self.rng.choice([2, 3, 4], p=[0.7, 0.2, 0.1])))
+            group = tuple(
+                self.wanted() for _ in range(self.rng.choice([2, 3, 4], p=[0.7, 0.2, 0.1]))
+            )
             offsets = self.stick(np.array([self.contact(p) for p in group]))
             return Scene("multiple", "aggregate", float("nan"), (group,), (offsets,))
         n = int(self.rng.choice([2, 3], p=[0.8, 0.2]))

@@ -1,0 +1,216 @@
+"""One pulse: where it hits the particles, and the photons it scatters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spidask.config import Beam, Geometry, Sample
+from spidask.simulation.detector import PANEL, outside_hole
+from spidask.simulation.formfactor import amplitude
+from spidask.simulation.particle import ELECTRON_RADIUS_NM, Particle
+from spidask.simulation.scattering import amplitude_map, intensity, momentum
+from spidask.simulation.scene import Scene, draw_scene
+
+Floats = NDArray[np.float64]
+
+SIGNAL_RADIUS_PX = 120
+"""Photons this close to the beam, and outside the panel's hole, are a shot's signal."""
+FAINTEST = 0.03
+"""A companion at least this bright, relative to the first particle, makes a multiple hit."""
+BEAM_WIDTH_NM = 1500.0
+"""Standard deviation of the particles' places along the beam."""
+CLOSEST_NM = 80.0
+"""Particles that fly apart from each other are at least this far from each other."""
+SAMPLED = 6
+JOULE_PER_EV = 1.602176634e-19
+
+
+@dataclass(frozen=True)
+class Shot:
+    """What one pulse scatters.
+
+    Attributes
+    ----------
+    photons : numpy.ndarray
+        Photons expected, without stray light, shape (y, x), float32.
+    scene : Scene
+        What was hit.
+    signal : float
+        Photons expected in `photons` outside the hole.
+    pulse : float
+        Pulse energy over its mean.
+    """
+
+    photons: NDArray[np.float32]
+    scene: Scene
+    signal: float
+    pulse: float
+
+
+def draw_shot(
+    label: str,
+    sample: Sample,
+    beam: Beam,
+    geometry: Geometry,
+    rows: range,
+    columns: range,
+    rng: np.random.Generator,
+    model: Particle | None = None,
+) -> Shot:
+    """Draw one pulse and what it hits, and compute the photons it scatters.
+
+    Parameters
+    ----------
+    label : str
+        Class, see `schema.CLASSES`.
+    sample : Sample
+        What is injected.
+    beam : Beam
+        Pulses and focus.
+    geometry : Geometry
+        Photon energy, distance, pixel size and mean beam centre.
+    rows, columns : range
+        Pixels of the full frame to compute.
+    rng : numpy.random.Generator
+        Source of all randomness.
+    model : Particle or None
+        The particle of single hits; nothing: PR772.
+
+    Returns
+    -------
+    Shot
+        Expected photons and what made them.
+    """
+    pulse = float(max(0.2, rng.normal(1, beam.energy_jitter)))
+    dy, dx = rng.normal(0, beam.beam_jitter_px, 2)
+    here = geometry.model_copy(
+        update={
+            "beam_centre_y_px": geometry.beam_centre_y_px + dy,
+            "beam_centre_x_px": geometry.beam_centre_x_px + dx,
+        }
+    )
+    peak = pulse * peak_fluence(beam, geometry.photon_energy_ev)
+    scene, places = _draw_hit(label, sample, beam, here, peak, rng, model)
+    photons = np.zeros((len(rows), len(columns)), np.float32)
+    if scene.groups:
+        maps = [amplitude_map(p, here, rows, columns) for group in scene.groups for p in group]
+        positions = np.concatenate([p + o for p, o in zip(places, scene.offsets, strict=True)])
+        photons = intensity(maps, positions, peak * _profile(positions, beam), here, rows, columns)
+    counted = _counted(geometry, rows, columns)
+    return Shot(photons, scene, float(photons[counted].sum()), pulse)
+
+
+def _draw_hit(
+    label: str,
+    sample: Sample,
+    beam: Beam,
+    geometry: Geometry,
+    peak: float,
+    rng: np.random.Generator,
+    model: Particle | None,
+) -> tuple[Scene, list[Floats]]:
+    """Draw particles and places until they make a hit, all of the kind drawn first."""
+    q = _sampled_momentum(geometry)
+    first = scene = draw_scene(label, sample, geometry.photon_energy_ev, rng, model)
+    while True:
+        if _alike(scene, first, sample):
+            signals = [peak * _brightness(group, q, geometry) for group in scene.groups]
+            places = _place(signals, beam, rng)
+            if places is not None:
+                return scene, places
+        scene = draw_scene(label, sample, geometry.photon_energy_ev, rng, model)
+
+
+def _alike(scene: Scene, first: Scene, sample: Sample) -> bool:
+    # Faint scenes are drawn again, which must not change the mix of kinds and sizes.
+    low, high = sample.window_nm
+    inside = low <= scene.diameter <= high
+    return scene.kind == first.kind and inside == (low <= first.diameter <= high)
+
+
+def peak_fluence(beam: Beam, photon_energy_ev: float) -> float:
+    """Fluence in the centre of the focus at the mean pulse energy.
+
+    Parameters
+    ----------
+    beam : Beam
+        Pulse energy, transmission and width of the focus.
+    photon_energy_ev : float
+        Photon energy, eV.
+
+    Returns
+    -------
+    float
+        Photons per nm^2.
+    """
+    photons = beam.pulse_energy_mj * 1e-3 * beam.transmission / (photon_energy_ev * JOULE_PER_EV)
+    return photons * 4 * np.log(2) / (np.pi * beam.focus_nm**2)
+
+
+@lru_cache(maxsize=8)
+def _counted(geometry: Geometry, rows: range, columns: range) -> NDArray[np.bool_]:
+    y = np.array(rows)[:, None] - geometry.beam_centre_y_px
+    x = np.array(columns)[None, :] - geometry.beam_centre_x_px
+    near = y * y + x * x <= SIGNAL_RADIUS_PX**2
+    return np.asarray(near & outside_hole(geometry, rows, columns))
+
+
+def _brightness(group: tuple[Particle, ...], q: Floats, geometry: Geometry) -> float:
+    """Signal of a group, its interference left out, for one photon per nm^2."""
+    solid_angle = (geometry.pixel_size_um * 1e-6 / geometry.detector_distance_m) ** 2
+    factor = ELECTRON_RADIUS_NM**2 * solid_angle * SAMPLED**2
+    return factor * sum(float(np.sum(np.abs(amplitude(p, q)) ** 2)) for p in group)
+
+
+def _sampled_momentum(geometry: Geometry) -> Floats:
+    """Momentum transfer of every sixth pixel, along each axis, of those that make the signal."""
+    rows, columns = (
+        range(max(0, round(centre) - SIGNAL_RADIUS_PX + 3), min(n, round(centre) + 121), SAMPLED)
+        for centre, n in zip(
+            (geometry.beam_centre_y_px, geometry.beam_centre_x_px), PANEL, strict=True
+        )
+    )
+    q = momentum(geometry, np.array(rows, float), np.array(columns, float))
+    return q[_counted(geometry, rows, columns).ravel()]
+
+
+def _profile(positions: Floats, beam: Beam) -> Floats:
+    distance2 = positions[:, 0] ** 2 + positions[:, 1] ** 2
+    return np.asarray(np.exp(-4 * np.log(2) * distance2 / beam.focus_nm**2))
+
+
+def _place(signals: list[float], beam: Beam, rng: np.random.Generator) -> list[Floats] | None:
+    """Draw where each group meets the focus; None if it cannot make such a hit there."""
+    places: list[Floats] = []
+    brightest = 0.0
+    for signal in signals:
+        limit = FAINTEST * brightest if places else beam.hit_photons
+        near = bool(places) and rng.random() < 0.5
+        if signal <= limit:
+            return None
+        place = _near(places[0], beam, rng) if near else _anywhere(signal / limit, beam, rng)
+        seen = signal * float(_profile(place[None], beam)[0])
+        if seen < limit or (places and min(np.linalg.norm(place - p) for p in places) < CLOSEST_NM):
+            return None
+        brightest = max(brightest, seen)
+        places.append(place)
+    return places
+
+
+def _anywhere(dynamic_range: float, beam: Beam, rng: np.random.Generator) -> Floats:
+    """Draw a place, uniform over the area in which a signal is at most so much weakened."""
+    largest = beam.focus_nm * np.sqrt(np.log(dynamic_range) / (4 * np.log(2)))
+    distance, angle = largest * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi)
+    along = rng.normal(0, BEAM_WIDTH_NM)
+    return np.array([distance * np.cos(angle), distance * np.sin(angle), along])
+
+
+def _near(place: Floats, beam: Beam, rng: np.random.Generator) -> Floats:
+    """Draw a place close to another one, from touching to the width of the focus."""
+    distance = np.exp(rng.uniform(np.log(CLOSEST_NM), np.log(beam.focus_nm)))
+    direction = rng.normal(size=3)
+    return place + distance * direction / np.linalg.norm(direction)
