@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from spidask.config import Beam, Geometry, Panel
 
@@ -151,10 +153,12 @@ def expose(
         _collect(photons, CLOUD_UM / pixel_size_um, rng, charge)
     shape = (PANEL[0], PANEL[1] // ASIC_COLUMNS)
     common = rng.normal(0, panel.common_mode_adu, shape).astype(np.float32)
-    noise = rng.standard_normal(PANEL, dtype=np.float32)
+    bits = rng.integers(0, 2**64, PANEL[0] * PANEL[1] // 4, dtype=np.uint64).view(np.uint16)
     gain = np.float32(panel.adu_per_photon)
     maps = (pixels.offset, pixels.gain, pixels.noise, pixels.missing)
-    return np.asarray(_digitize(charge, noise, common, gain, *maps))
+    return np.asarray(
+        _digitize(charge, bits.reshape(PANEL), _quantiles(), common, gain, *maps, rng)
+    )
 
 
 def stray_light(geometry: Geometry, rows: range, columns: range, rng: np.random.Generator) -> Maps:
@@ -280,12 +284,34 @@ def _share(charge, y, x, n, up, down, left, right):  # type: ignore[no-untyped-d
         charge[y, x + 1] += right
 
 
+@lru_cache(maxsize=1)
+def _quantiles() -> Maps:
+    """Normal deviates in the middle of 65536 equally likely intervals."""
+    return np.asarray(ndtri((np.arange(65536) + 0.5) / 65536), np.float32)
+
+
+@njit(cache=True, nogil=True)
+def _tail(rng):  # type: ignore[no-untyped-def]
+    """Draw from the last of the 65536 intervals of the normal distribution (Marsaglia 1964)."""
+    start = 4.169569
+    while True:
+        x = math.sqrt(start * start - 2 * math.log(1 - rng.random()))
+        if x * rng.random() < start:
+            return x
+
+
 @njit(cache=True, nogil=True, fastmath=True)
-def _digitize(charge, noise, common, adu, offset, gain, sigma, missing):  # type: ignore[no-untyped-def]
+def _digitize(charge, bits, quantiles, common, adu, offset, gain, sigma, missing, rng):  # type: ignore[no-untyped-def]
     out = np.empty(charge.shape, np.uint16)
     for y in range(charge.shape[0]):
         for x in range(charge.shape[1]):
-            value = offset[y, x] + common[y, x // ASIC_COLUMNS] + sigma[y, x] * noise[y, x]
+            chance = bits[y, x]
+            noise = quantiles[chance]
+            if chance == 0:
+                noise = -np.float32(_tail(rng))
+            elif chance == 65535:
+                noise = np.float32(_tail(rng))
+            value = offset[y, x] + common[y, x // ASIC_COLUMNS] + sigma[y, x] * noise
             value += adu * gain[y, x] * charge[y, x]
             value = min(max(value + np.float32(0.5), np.float32(0)), np.float32(ADC_MAXIMUM))
             out[y, x] = np.uint16(0) if missing[y, x] else np.uint16(value)

@@ -85,7 +85,7 @@ def _add_ellipsoid(q, centre, axis, equatorial, polar, density, out):  # type: i
 
 @njit(cache=True, nogil=True, fastmath={"contract", "arcp", "nsz"}, error_model="numpy")
 def _add_polyhedron(q, vertices, faces, edges, sides, volume, density, out):  # type: ignore[no-untyped-def]
-    n_block = 32
+    n_block = 64
     a = np.empty((len(vertices), n_block))
     c = np.empty((len(vertices), n_block))
     s = np.empty((len(vertices), n_block))
@@ -94,6 +94,8 @@ def _add_polyhedron(q, vertices, faces, edges, sides, volume, density, out):  # 
     real = np.empty(n_block)
     imag = np.empty(n_block)
     block = np.zeros((3, n_block))
+    one, two, three = vertices[faces[:, 0]], vertices[faces[:, 1]], vertices[faces[:, 2]]
+    normals = np.cross(two - one, three - one)
     for start in range(0, len(q), n_block):
         n = min(n_block, len(q) - start)
         for i in range(n):
@@ -101,7 +103,7 @@ def _add_polyhedron(q, vertices, faces, edges, sides, volume, density, out):  # 
                 block[d, i] = q[start + i, d]
         _corners(block, vertices, a, c, s)
         _edges(edges, a, c, s, dc, ds)
-        _faces(block, vertices, faces, sides, a, c, s, dc, ds, real, imag)
+        _faces(block, normals, faces, sides, a, c, s, dc, ds, real, imag)
         for i in range(n):
             q2 = block[0, i] ** 2 + block[1, i] ** 2 + block[2, i] ** 2
             if q2 * volume ** (2 / 3) < 1e-10:
@@ -135,28 +137,30 @@ def _edges(edges, a, c, s, dc, ds):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "arcp", "nsz"}, error_model="numpy")
-def _faces(block, vertices, faces, sides, a, c, s, dc, ds, real, imag):  # type: ignore[no-untyped-def]
+def _faces(block, normals, faces, sides, a, c, s, dc, ds, real, imag):  # type: ignore[no-untyped-def]
     real[:] = 0
     imag[:] = 0
     for f in range(len(faces)):
         j, k, m = faces[f]
         jk, km, mj = sides[f]
-        nx, ny, nz = np.cross(vertices[k] - vertices[j], vertices[m] - vertices[j])
+        nx, ny, nz = normals[f]
         for i in range(block.shape[1]):
             # Second divided difference, over the two phases that are furthest apart.
             d_jk, d_km, d_mj = a[j, i] - a[k, i], a[k, i] - a[m, i], a[m, i] - a[j, i]
             take_jk = abs(d_jk) >= abs(d_km) and abs(d_jk) >= abs(d_mj)
             take_km = not take_jk and abs(d_km) >= abs(d_mj)
             apart = d_jk if take_jk else (d_km if take_km else d_mj)
-            plus = mj if take_jk else (jk if take_km else km)
-            minus = km if take_jk else (mj if take_km else jk)
+            c_jk, c_km, c_mj = dc[jk, i], dc[km, i], dc[mj, i]
+            s_jk, s_km, s_mj = ds[jk, i], ds[km, i], ds[mj, i]
+            rise_c = c_mj - c_km if take_jk else (c_jk - c_mj if take_km else c_km - c_jk)
+            rise_s = s_mj - s_km if take_jk else (s_jk - s_mj if take_km else s_km - s_jk)
             near = abs(apart) < 1e-3
             inverse = 1 / (1.0 if near else apart)
             mean_c = -(c[j, i] + c[k, i] + c[m, i]) / 6
             mean_s = (s[j, i] + s[k, i] + s[m, i]) / 6
             weight = block[0, i] * nx + block[1, i] * ny + block[2, i] * nz
-            real[i] += weight * (mean_c if near else (dc[plus, i] - dc[minus, i]) * inverse)
-            imag[i] += weight * (mean_s if near else (ds[plus, i] - ds[minus, i]) * inverse)
+            real[i] += weight * (mean_c if near else rise_c * inverse)
+            imag[i] += weight * (mean_s if near else rise_s * inverse)
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")

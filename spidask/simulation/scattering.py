@@ -22,8 +22,8 @@ Floats = NDArray[np.float64]
 
 # Taps of the interpolation, and the largest phase per coarse step that it still carries to
 # better than 3e-5 (see `interpolation_weights`).
-TAPS = 8
-PHASE_PER_STEP = 1.0
+TAPS = 10
+PHASE_PER_STEP = 1.3
 
 
 def momentum(geometry: Geometry, y: Floats, x: Floats) -> Floats:
@@ -118,16 +118,16 @@ def intensity(
     pixel: its cross term is multiplied by the sinc of half the phase across the pixel along
     x and along y, so fringes finer than a pixel vanish as they do on a detector.
     """
-    stack = np.stack(amplitudes) * np.sqrt(fluences).astype(np.float32)[:, None, None]
-    out = np.zeros(stack.shape[1:], np.float32)
+    out = np.zeros((len(rows), len(columns)), np.float32)
     offset = (rows[0] - geometry.beam_centre_y_px, columns[0] - geometry.beam_centre_x_px)
     angle = geometry.pixel_size_um * 1e-6 / geometry.detector_distance_m
     wavelength = wavelength_nm(geometry.photon_energy_ev)
-    for i, first in enumerate(stack):
-        _add_square(first, out)
+    for i, first in enumerate(amplitudes):
+        _add_square(first, np.float32(fluences[i]), out)
         for j in range(i):
             apart = (positions[i] - positions[j]) / wavelength
-            _add_interference(first, stack[j], apart, offset, angle, out)
+            weight = 2 * np.sqrt(fluences[i] * fluences[j])
+            _add_interference(first, amplitudes[j], weight, apart, offset, angle, out)
     _to_photons(out, offset, angle, ELECTRON_RADIUS_NM**2)
     return out
 
@@ -170,29 +170,35 @@ def _coarse(side: range, step: int) -> Floats:
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def _interpolate(coarse, weights, n_rows, n_columns):  # type: ignore[no-untyped-def]
     step, taps = weights.shape
+    n_lines = coarse.shape[1]
+    n_steps = n_lines - taps + 1
     out = np.empty((n_rows, n_columns), np.complex64)
-    line = np.empty(coarse.shape[1], np.complex64)
+    line = np.empty((2, n_lines), np.float32)
+    fine = np.empty((2, n_steps), np.float32)
     for y in range(n_rows):
         top, phase = y // step, y % step
         line[:] = 0
         for t in range(taps):
-            for x in range(len(line)):
-                line[x] += weights[phase, t] * coarse[top + t, x]
-        for x in range(n_columns):
-            left, phase = x // step, x % step
-            value = np.complex64(0)
-            for t in range(taps):
-                value += weights[phase, t] * line[left + t]
-            out[y, x] = value
+            for x in range(n_lines):
+                line[0, x] += weights[phase, t] * coarse[top + t, x].real
+                line[1, x] += weights[phase, t] * coarse[top + t, x].imag
+        for phase in range(step):
+            fine[:] = 0
+            for part in range(2):
+                for t in range(taps):
+                    for x in range(n_steps):
+                        fine[part, x] += weights[phase, t] * line[part, x + t]
+            for x in range((n_columns - phase + step - 1) // step):
+                out[y, x * step + phase] = complex(fine[0, x], fine[1, x])
     return out
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def _add_square(amplitudes, out):  # type: ignore[no-untyped-def]
+def _add_square(amplitudes, weight, out):  # type: ignore[no-untyped-def]
     for y in range(out.shape[0]):
         for x in range(out.shape[1]):
             a = amplitudes[y, x]
-            out[y, x] += a.real * a.real + a.imag * a.imag
+            out[y, x] += weight * (a.real * a.real + a.imag * a.imag)
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
@@ -215,7 +221,7 @@ def _sinc(t):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def _add_interference(first, second, apart, offset, angle, out):  # type: ignore[no-untyped-def]
+def _add_interference(first, second, weight, apart, offset, angle, out):  # type: ignore[no-untyped-def]
     ax, ay, az = apart
     for y in range(out.shape[0]):
         v = (y + offset[0]) * angle
@@ -228,4 +234,4 @@ def _add_interference(first, second, apart, offset, angle, out):  # type: ignore
             a, b = first[y, x], second[y, x]
             real = a.real * b.real + a.imag * b.imag
             imag = a.imag * b.real - a.real * b.imag
-            out[y, x] += 2 * seen * (real * cos + imag * sin)
+            out[y, x] += weight * seen * (real * cos + imag * sin)
