@@ -10,13 +10,19 @@ from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
 
-SPHERE_FIT_FACTOR = {"sphere": 1.0, "icosahedron": 1.057}
-"""Diameter that a solid-sphere fit reads, over the volume-equivalent diameter."""
+SPHERE_FIT_FACTOR = {"sphere": 1.0, "icosahedron": 1.009}
+"""Diameter that a solid-sphere fit reads, over the volume-equivalent diameter.
+
+From 500 simulated hits each of 55-84 nm on the 2018 half detector, with stray light, counting
+noise and 0.5 px of beam jitter (mean +- standard deviation of single hits): sphere 1.001 +- 0.010;
+icosahedral capsid around a core 1.009 +- 0.013, that is 0.6 +- 0.9 nm at 68 nm; solid icosahedron
+1.002 +- 0.012. The orientation makes about half of the icosahedra's spread.
+"""
 
 MODEL_ERROR = 0.4
 """Share by which a real particle's radial average deviates from a sphere's."""
 
-SMOOTH = 2
+SMOOTH = 8
 """Bins on either side over which the expected counts, for the weights, are averaged."""
 
 
@@ -182,17 +188,17 @@ def fit_spheres(
     P smoothed. The second term keeps the bright inner rings, where stray light and the real shape
     matter more than counting, from deciding alone. The scale is solved in closed form, all
     diameters of a block at once as matrix products, and a parabola through the best three refines
-    the diameter. Quality is 1 - (misfit of the sphere) / (misfit of q^-2, a decay without
-    fringes), not below 0.
+    the diameter. Quality is the coefficient of determination: 1 - (misfit of the sphere) /
+    (misfit of the best constant), not below 0.
     """
     average, weights = _averages_and_weights(photons, exposures)
     chi2, total = _misfit(average, weights, library.amplitudes)
     best = chi2.argmin(axis=1)
     diameter = _refine(chi2, best, library.diameters)
-    plain, _ = _misfit(average, weights, library.q[None, :] ** -2)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        quality = np.clip(1 - chi2.min(axis=1) / plain[:, 0], 0, 1)
+    constant, _ = _misfit(average, weights, np.ones((1, average.shape[1])))
     empty = total <= 0
+    share = chi2.min(axis=1) / np.where(constant[:, 0] > 0, constant[:, 0], 1)
+    quality = np.clip(1 - share, 0, 1)
     return (
         np.where(empty, np.nan, diameter).astype(np.float32),
         np.where(empty, np.nan, quality).astype(np.float32),
