@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from spidask.config import Config, Geometry, Hits, Preprocessing, Sizing
+from spidask.config import Config, Geometry, Hits, Sizing
 from spidask.errors import ConfigError, DataError
-from spidask.frames import calibrate, geometry, hits, mask, sizing
-from spidask.io.maps import Region, load_map, modified
+from spidask.frames import geometry, hits, sizing
+from spidask.frames.calibrate import calibrate
+from spidask.io.calibration import Recipe, load_calibration, recipe_of
 from spidask.schema import annotate, validate
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """What a task has to know to calibrate a run: paths and numbers, never arrays."""
-
-    shape: tuple[int, int]
-    region: Region
-    read: Region
-    dark: str | None
-    gain: str | None
-    mask: str | None
-    mask_good: Literal["nonzero", "zero"]
-    adu_per_photon: float
-    photon_threshold: float
-    saturation_adu: float
-    asic: tuple[int, int] | None
-    max_adu: float
 
 
 def preprocess(frames: xr.Dataset, config: Config) -> xr.Dataset:
@@ -70,7 +52,7 @@ def preprocess(frames: xr.Dataset, config: Config) -> xr.Dataset:
     The adaptive threshold takes each stretch of one run for the run: give whole runs, and slice
     the result.
     """
-    _refuse_unsuitable(frames)
+    _refuse_unsuitable(frames, "frames")
     recipes = _recipes(frames, config)
     region = next(iter(recipes.values())).region
     parts = [
@@ -103,9 +85,10 @@ def measure_sizes(patterns: xr.Dataset, config: Config) -> xr.Dataset:
     Raises
     ------
     DataError
-        If `patterns` or `hit` is missing or has another form than `preprocess` gives it.
+        If `patterns` or `hit` is missing, not lazy, or has another form than `preprocess` gives.
     """
-    validate(patterns, "patterns", "hit", "run", "run_name")
+    _refuse_unsuitable(patterns, "patterns")
+    validate(patterns, "hit")
     names = patterns["run_name"].values
     corner = (int(patterns["y"][0]), int(patterns["x"][0]))
     parts = [
@@ -117,25 +100,33 @@ def measure_sizes(patterns: xr.Dataset, config: Config) -> xr.Dataset:
     return annotate(out)
 
 
-def _refuse_unsuitable(frames: xr.Dataset) -> None:
-    validate(frames, "frames", "run", "run_name")
-    array = frames["frames"]
+def _refuse_unsuitable(dataset: xr.Dataset, name: str) -> None:
+    validate(dataset, name, "run", "run_name")
+    array = dataset[name]
     if not isinstance(array.data, da.Array):
-        raise DataError("'frames' is in memory, expected a Dask array; use .chunk({'frame': 64})")
+        raise DataError(
+            f"'{name}' is in memory, expected a Dask array; use .chunk({{'frame': 128}})", name=name
+        )
     for dim in ("y", "x"):
         if len(array.chunksizes[dim]) > 1:
             raise DataError(
-                f"'frames' is chunked along {dim}: only 'frame' may be; use .chunk({{'{dim}': -1}})"
+                f"'{name}' is chunked along {dim}, expected along 'frame' alone; "
+                f"use .chunk({{'{dim}': -1}})",
+                name=name,
             )
-    if not array.shape[0]:
-        raise DataError("there are no frames to preprocess; see attrs['unreadable_files']")
+    if 0 in array.shape:
+        raise DataError(
+            f"'{name}' has shape {array.shape}, expected at least one frame; "
+            "see attrs['unreadable_files']",
+            name=name,
+        )
 
 
-def _recipes(frames: xr.Dataset, config: Config) -> dict[int, _Recipe]:
+def _recipes(frames: xr.Dataset, config: Config) -> dict[int, Recipe]:
     names = frames["run_name"].values
     shape = (frames.sizes["y"], frames.sizes["x"])
     codes = np.unique(frames["run"].values)
-    recipes = {int(c): _recipe(config, str(names[c]), shape) for c in codes}
+    recipes = {int(c): recipe_of(config, str(names[c]), shape) for c in codes}
     regions = {recipe.region for recipe in recipes.values()}
     if len(regions) > 1:
         raise ConfigError(
@@ -145,45 +136,6 @@ def _recipes(frames: xr.Dataset, config: Config) -> dict[int, _Recipe]:
     return recipes
 
 
-def _recipe(config: Config, run: str, shape: tuple[int, int]) -> _Recipe:
-    settings = config.preprocessing_of(run)
-    region = _region(settings, shape)
-    common = settings.common_mode
-    asic = common.asic if common else None
-    return _Recipe(
-        shape=shape,
-        region=region,
-        read=calibrate.whole_asics(region, asic, shape),
-        dark=_of_run(settings.dark, run),
-        gain=_of_run(settings.gain, run),
-        mask=_of_run(config.runs.mask, run),
-        mask_good=config.runs.mask_good,
-        adu_per_photon=settings.adu_per_photon,
-        photon_threshold=settings.photon_threshold,
-        saturation_adu=settings.saturation_adu or np.inf,
-        asic=asic,
-        max_adu=common.max_adu if common else 0.0,
-    )
-
-
-def _region(settings: Preprocessing, shape: tuple[int, int]) -> Region:
-    if settings.region is None:
-        return (0, shape[0], 0, shape[1])
-    for name, span, size in zip("yx", (settings.region.y, settings.region.x), shape, strict=True):
-        if span[1] > size:
-            raise ConfigError(
-                f"preprocessing.region.{name}: {list(span)} reaches beyond the frame, which has "
-                f"{size} pixels along {name}; give [first, one after the last]",
-                found=span,
-                expected=size,
-            )
-    return (*settings.region.y, *settings.region.x)
-
-
-def _of_run(location: str | None, run: str) -> str | None:
-    return location.replace("{run}", run) if location else None
-
-
 def _stretches(dataset: xr.Dataset) -> list[tuple[int, slice]]:
     # Neighbouring frames of the same run, as (run code, where).
     codes = dataset["run"].values
@@ -191,7 +143,7 @@ def _stretches(dataset: xr.Dataset) -> list[tuple[int, slice]]:
     return [(int(codes[a]), slice(a, b)) for a, b in pairwise(edges)]
 
 
-def _patterns(frames: da.Array, part: slice, recipe: _Recipe) -> da.Array:
+def _patterns(frames: da.Array, part: slice, recipe: Recipe) -> da.Array:
     y0, y1, x0, x1 = recipe.read
     # The slice comes first, so that Dask reads no more than this.
     raw = frames[part, y0:y1, x0:x1]
@@ -206,56 +158,14 @@ def _patterns(frames: da.Array, part: slice, recipe: _Recipe) -> da.Array:
     return patterns
 
 
-def _calibrate_block(block: NDArray[Any], recipe: _Recipe) -> NDArray[np.float32]:
-    out = calibrate.calibrate(block, _calibration(recipe))
+def _calibrate_block(block: NDArray[Any], recipe: Recipe) -> NDArray[np.float32]:
+    out = calibrate(block, load_calibration(recipe))
     if recipe.read == recipe.region:
         return out
     y0, y1, x0, x1 = recipe.region
     top, left = recipe.read[0], recipe.read[2]
     # A copy: a view would keep the larger block alive.
     return out[:, y0 - top : y1 - top, x0 - left : x1 - left].copy()
-
-
-def _calibration(recipe: _Recipe) -> calibrate.Calibration:
-    changes = tuple(
-        modified(location, what) if location else 0
-        for what, location in (("dark", recipe.dark), ("gain", recipe.gain), ("mask", recipe.mask))
-    )
-    return _build_calibration(recipe, changes)
-
-
-@lru_cache(maxsize=16)
-def _build_calibration(recipe: _Recipe, _changes: tuple[int, ...]) -> calibrate.Calibration:
-    y0, y1, x0, x1 = recipe.read
-    size = (y1 - y0, x1 - x0)
-    dark, gain, good = np.zeros(size), np.ones(size), np.ones(size, bool)
-    if recipe.dark:
-        dark = load_map(recipe.dark, recipe.shape, recipe.read, "dark", stack=True)
-    if recipe.gain:
-        gain = load_map(recipe.gain, recipe.shape, recipe.read, "gain")
-    if recipe.mask:
-        values = load_map(recipe.mask, recipe.shape, recipe.read, "mask")
-        good = mask.usable_pixels(values, recipe.mask_good)
-    good = good & np.isfinite(dark) & np.isfinite(gain) & (gain > 0)
-    _refuse_all_bad(good, recipe)
-    return calibrate.Calibration(
-        offset=np.where(good, dark, np.nan).astype(np.float32),
-        divisor=(np.where(good, gain, 1) * recipe.adu_per_photon).astype(np.float32),
-        photon_threshold=recipe.photon_threshold,
-        saturation_adu=recipe.saturation_adu,
-        asic=recipe.asic,
-        max_adu=recipe.max_adu,
-    )
-
-
-def _refuse_all_bad(good: NDArray[np.bool_], recipe: _Recipe) -> None:
-    if not good.any():
-        found = [x for x in (recipe.mask, recipe.dark, recipe.gain) if x]
-        raise DataError(
-            f"{', '.join(found)}: no usable pixel in the region {recipe.read}; "
-            f"see runs.mask_good, which says that usable pixels are {recipe.mask_good}",
-            region=recipe.read,
-        )
 
 
 def _find_hits(patterns: xr.Dataset, config: Config) -> xr.Dataset:

@@ -12,6 +12,12 @@ from numpy.typing import NDArray
 IQR_OF_A_NORMAL = 1.34896
 """Distance of the quartiles of a normal distribution, in standard deviations."""
 
+LIT_SHARE_OF_A_HIT = 0.05
+"""Hits of at least 2 500 photons light more than this share of the region; stray light less."""
+
+RARE = 0.001
+"""Fewer adaptive hits than this share of the frames count as none."""
+
 
 def count_photons(patterns: NDArray[np.float32], lit_photons: float) -> NDArray[np.float64]:
     """Count photons, lit pixels and usable pixels of each pattern.
@@ -107,6 +113,51 @@ def find_hits(
         quantum = scores[frames] / np.maximum(lit[frames], 1)
         out[frames] = scores[frames] > level + n_sigma * np.maximum(sigma, quantum)
     return out & (lit > 0)
+
+
+def looks_like_only_hits(
+    scores: NDArray[np.float32], n_pixels: int, *, window: int, n_sigma: float
+) -> bool:
+    """Tell whether the adaptive threshold is blind because too many frames are hits.
+
+    Parameters
+    ----------
+    scores : numpy.ndarray
+        Hit scores of a sample of a run, shape (frame,), float32; NaN for unreadable frames.
+    n_pixels : int
+        Pixels of the region.
+    window : int
+        Frames in a window.
+    n_sigma : float
+        As for `find_hits`.
+
+    Returns
+    -------
+    bool
+        True if hardly a frame passes the adaptive threshold although the brightest quarter lights
+        more than `LIT_SHARE_OF_A_HIT` of the region. The remedy is `hits.threshold: none`, or a
+        fixed hit score.
+
+    Notes
+    -----
+    The threshold takes the middle half of the scores for misses. Where more than a quarter of the
+    frames are hits, it widens or moves up until nothing is above it.
+
+    Examples
+    --------
+    >>> hits = np.linspace(2000, 7000, 200, dtype=np.float32)
+    >>> looks_like_only_hits(hits, 29520, window=128, n_sigma=4.0)
+    True
+    >>> misses = np.tile(np.float32([3, 4, 5, 6]), 50)
+    >>> looks_like_only_hits(misses, 29520, window=128, n_sigma=4.0)
+    False
+    """
+    finite = scores[np.isfinite(scores)]
+    if not len(finite):
+        return False
+    found = find_hits(finite, finite, window=window, n_sigma=n_sigma)
+    bright = np.percentile(finite, 75) > LIT_SHARE_OF_A_HIT * n_pixels
+    return bool(bright and found.mean() < RARE)
 
 
 def split_windows(n_frames: int, window: int) -> list[slice]:
