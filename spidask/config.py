@@ -195,6 +195,8 @@ class Inference(Section):
     """Frames of one task and of one piece of the store."""
     frames_per_block: Annotated[int, Field(ge=0)] = 0
     """Frames read at once; 0 chooses about 100 MiB of raw data."""
+    members: list[str] | None = None
+    """Files of members to use; nothing: those that the stage `train` makes."""
 
 
 class Selection(Section):
@@ -254,9 +256,9 @@ class Sample(Section):
     diameter_nm: Positive = 68.0
     """Volume-equivalent diameter of the icosahedron."""
     diameter_spread_nm: Annotated[float, Field(ge=0)] = 3.5
-    """Standard deviation of the diameters; single hits stay inside the window."""
+    """Standard deviation of the diameters."""
     window_nm: tuple[Positive, Positive] = (55.0, 84.0)
-    """Size window, volume-equivalent diameters."""
+    """Size window that contaminants are inside or outside of."""
     contaminants_in_window: Fraction = 0.8
     """Share of the contaminants whose diameter lies inside the window."""
 
@@ -464,6 +466,34 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
         raise ConfigError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds no sections; expected at least 'runs:' and 'output:'")
+    return put_settings(values, overrides)
+
+
+def put_settings(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Put single settings into nested sections.
+
+    Parameters
+    ----------
+    values : dict
+        Nested sections as plain values; changed in place.
+    overrides : sequence of str
+        Settings of the form ``section.key=value``, the value parsed as YAML.
+
+    Returns
+    -------
+    dict
+        The same sections.
+
+    Raises
+    ------
+    ConfigError
+        If an override has another form.
+
+    Examples
+    --------
+    >>> put_settings({}, ["selection.size_window_nm=[50, 90]"])
+    {'selection': {'size_window_nm': [50, 90]}}
+    """
     for override in overrides:
         _put(values, override)
     return values

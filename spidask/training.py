@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -56,7 +55,9 @@ class Split:
     validation: IntArray
 
 
-def train(frames: xr.Dataset, labels: pd.DataFrame, config: Config, folder: Path) -> list[Path]:
+def train(
+    frames: xr.Dataset, labels: pd.DataFrame, config: Config, folder: Path
+) -> tuple[list[Path], dict[str, list[int]]]:
     """Train the ensemble on labelled frames and write its members.
 
     Parameters
@@ -73,8 +74,10 @@ def train(frames: xr.Dataset, labels: pd.DataFrame, config: Config, folder: Path
 
     Returns
     -------
-    list of pathlib.Path
+    members : list of pathlib.Path
         The members' files.
+    used : dict
+        Run name to positions of the frames that trained or validated.
 
     Raises
     ------
@@ -98,8 +101,9 @@ def train(frames: xr.Dataset, labels: pd.DataFrame, config: Config, folder: Path
     for member, path in zip(kept, members, strict=True):
         save_member(member, path)
     _write_metrics(folder, seeds)
-    _write_frames(folder / "members" / "training.json", runs[used], index[used])
-    return members
+    return members, {
+        str(run): sorted(index[used & (runs == run)].tolist()) for run in np.unique(runs[used])
+    }
 
 
 def load_labelled(
@@ -348,8 +352,3 @@ def _write_metrics(folder: Path, seeds: list[int]) -> None:
         for seed in seeds
     ]
     pd.concat(tables).to_csv(folder / "metrics.csv", index=False)
-
-
-def _write_frames(path: Path, runs: npt.NDArray[np.str_], index: IntArray) -> None:
-    frames = {str(run): sorted(index[runs == run].tolist()) for run in np.unique(runs)}
-    path.write_text(json.dumps({"frames": frames}, indent=1))

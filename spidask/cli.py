@@ -1,0 +1,225 @@
+"""The command line: the only place that prints or sets up logging."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import Progress
+
+from spidask import checks, pipeline, planning
+from spidask.config import Config, load_config, parse_config, read_settings, schema_json
+from spidask.errors import SpidaskError
+from spidask.inference import Shard
+from spidask.metrics import compare as compare_selections
+
+app = typer.Typer(
+    help="Single hits of X-ray free-electron laser beamtimes, selected on a Dask cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(soft_wrap=True)
+Command = TypeVar("Command", bound=Callable[..., None])
+ConfigFile = Annotated[Path, typer.Argument(help="The beamtime's YAML file.", metavar="CONFIG")]
+Output = Annotated[Path, typer.Argument(help="Output folder of `spidask run`.", metavar="OUT")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="A setting that goes before the file's."),
+]
+
+
+def command(function: Command) -> Command:
+    """Make a function a command whose errors are one line and exit code 2.
+
+    Parameters
+    ----------
+    function : callable
+        The command; its name and docstring are shown to the user.
+
+    Returns
+    -------
+    callable
+        The same, registered.
+    """
+
+    @wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        _set_up_logging()
+        try:
+            function(*args, **kwargs)
+        except SpidaskError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+
+    app.command(function.__name__.removesuffix("_"))(wrapped)
+    return cast(Command, wrapped)
+
+
+@command
+def simulate(
+    out: Annotated[Path, typer.Argument(help="Folder of the beamtime.", metavar="OUT")],
+    config: Annotated[Path | None, typer.Option(help="A beamtime's YAML file.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of a run.")] = None,
+    runs: Annotated[int | None, typer.Option(help="Runs.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything drawn.")] = None,
+) -> None:
+    """Compute a beamtime: raw runs, darks, mask, gain, labels and, kept apart, the truth."""
+    values = (
+        read_settings(config) if config else {"runs": {"files": ["unused"]}, "output": "unused"}
+    )
+    given = {"folder": str(out), "frames": frames, "runs": runs, "seed": seed}
+    section = values.get("simulation") or {}
+    values["simulation"] = section | {key: v for key, v in given.items() if v is not None}
+    folder = pipeline.make_beamtime(parse_config(values))
+    console.print(f"beamtime: {folder}")
+
+
+@command
+def check(config: ConfigFile, set_: Overrides = None) -> None:
+    """Say all that is wrong with a config and its files, from headers only."""
+    problems = checks.check(load_config(config, set_ or []))
+    for problem in problems:
+        print(problem)
+    errors = sum(problem.severity == "error" for problem in problems)
+    if errors:
+        raise typer.Exit(2)
+    print(f"{len(problems)} warnings, nothing that stops a run" if problems else "no problems")
+
+
+@command
+def plan(config: ConfigFile, set_: Overrides = None) -> None:
+    """Say how much work a config is, without computing anything."""
+    for line in planning.make_plan(load_config(config, set_ or [])).lines():
+        print(line)
+
+
+@command
+def run(
+    config: ConfigFile,
+    until: Annotated[
+        str, typer.Option(help="Last stage: " + ", ".join(pipeline.STAGES))
+    ] = "report",
+    set_: Overrides = None,
+) -> None:
+    """Train, classify, select, export and report; what is done is not done again."""
+    settings = load_config(config, set_ or [])
+    with _progress() as progress:
+        manifest = pipeline.run(settings, until, progress)
+    _print_counts(settings, manifest)
+
+
+@command
+def status(out: Output) -> None:
+    """Say what is done and what is missing."""
+    for line in planning.measure_status(out).lines():
+        print(line)
+
+
+@command
+def select(out: Output, set_: Overrides = None) -> None:
+    """Select and hand off anew from stored labels, without inference."""
+    manifest = pipeline.select_again(out, set_ or [])
+    _print_counts(parse_config(manifest["config"]), manifest)
+
+
+@command
+def report(out: Output) -> None:
+    """Write the report anew."""
+    print(pipeline.report_again(out))
+
+
+@command
+def compare(
+    a: Annotated[Path, typer.Argument(help="Output folder or selection.csv.", metavar="A")],
+    b: Annotated[Path, typer.Argument(help="Output folder or selection.csv.", metavar="B")],
+    truth: Annotated[str | None, typer.Option(help="CSV of run,index,label, or a glob.")] = None,
+) -> None:
+    """Compare two selections with each other, and with the truth."""
+    table = compare_selections(a, b, truth)
+    print(table.T.to_string(float_format=lambda value: f"{value:.4g}", na_rep=""))
+    print("; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in table.attrs.items()))
+
+
+@command
+def geometry(config: ConfigFile, set_: Overrides = None) -> None:
+    """Find beam centre and region of interest from the powder of hits."""
+    for line in planning.find_centre(load_config(config, set_ or [])).lines():
+        print(line)
+
+
+@command
+def schema() -> None:
+    """Print the JSON schema of the YAML file, for editors."""
+    print(schema_json())
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _set_up_logging() -> None:
+    # One handler, rich on a terminal and plain lines in a log file.
+    plain = logging.StreamHandler()
+    plain.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    rich = RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
+    logger = logging.getLogger("spidask")
+    logger.handlers = [rich if sys.stderr.isatty() else plain]
+    logger.setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+@contextmanager
+def _progress() -> Iterator[pipeline.Progress]:
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("shards", total=None)
+        yield lambda _, n_shards: bar.update(task, total=n_shards, advance=1)
+
+
+class _Lines:
+    """About twenty lines of progress for a log, however many shards there are."""
+
+    def __init__(self) -> None:
+        self.shards = self.frames = self.hits = 0
+
+    def __call__(self, shard: Shard, n_shards: int) -> None:
+        self.shards += 1
+        self.frames += shard.n_frames
+        self.hits += shard.n_hits
+        if self.shards == n_shards or self.shards % max(n_shards // 20, 1) == 0:
+            logging.getLogger(__name__).info(
+                "%d of %d shards, %d frames, %.1f %% hits",
+                self.shards,
+                n_shards,
+                self.frames,
+                100 * self.hits / max(self.frames, 1),
+            )
+
+
+def _print_counts(config: Config, manifest: dict[str, Any]) -> None:
+    counts = manifest["counts"]
+    if "select" in counts:
+        reasons = {k: v for k, v in counts["select"].items() if k not in ("runs", "frames")}
+        total = " + ".join(f"{n} {name.replace('_', ' ')}" for name, n in reasons.items())
+        print(f"{counts['select']['frames']} frames = {total}")
+    for row, numbers in counts.get("metrics", {}).items():
+        told = ", ".join(
+            f"{k.replace('_', ' ')} {v:.4g}" for k, v in numbers.items() if v is not None
+        )
+        print(f"{row}: {told}")
+    report_file = Path(config.output) / "report.html"
+    if report_file.exists():
+        print(report_file)

@@ -1,0 +1,95 @@
+"""What an output folder says of itself: ``manifest.json``."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from spidask.config import Config, parse_config, put_settings
+from spidask.errors import StoreError
+
+PACKAGES = ("spidask", "dask", "distributed", "h5py", "numpy", "torch", "xarray", "zarr")
+
+
+def read_manifest(output: str | Path) -> dict[str, Any]:
+    """Read what is known of an output folder.
+
+    Parameters
+    ----------
+    output : str or pathlib.Path
+        Output folder of a run.
+
+    Returns
+    -------
+    dict
+        ``config``, ``versions`` and ``counts``.
+
+    Raises
+    ------
+    StoreError
+        If there is no manifest.
+    """
+    path = Path(output) / "manifest.json"
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        raise StoreError(
+            f"{path} cannot be read; is {output} the output folder of `spidask run`?"
+        ) from None
+
+
+def read_config(output: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read the settings that made an output folder.
+
+    Parameters
+    ----------
+    output : str or pathlib.Path
+        Output folder of a run.
+    overrides : sequence of str
+        Settings of the form ``section.key=value``.
+
+    Returns
+    -------
+    Config
+        The settings, with the overrides.
+
+    Raises
+    ------
+    StoreError
+        If there is no manifest.
+    ConfigError
+        If a setting is unknown or wrong.
+    """
+    return parse_config(put_settings(read_manifest(output)["config"], overrides))
+
+
+def note(config: Config, counts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Write settings and versions to the manifest, and add counts.
+
+    Parameters
+    ----------
+    config : Config
+        The merged settings; they name the output folder.
+    counts : mapping, optional
+        Stage to what it counted.
+
+    Returns
+    -------
+    dict
+        What the manifest holds now.
+    """
+    path = Path(config.output) / "manifest.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    manifest = read_manifest(path.parent) if path.exists() else {"counts": {}}
+    manifest["config"] = config.model_dump(mode="json")
+    manifest["versions"] = {name: version(name) for name in PACKAGES}
+    manifest["versions"]["python"] = platform.python_version()
+    manifest["counts"] |= counts or {}
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(json.dumps(manifest, indent=1))
+    beside.replace(path)
+    return manifest

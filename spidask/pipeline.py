@@ -1,0 +1,339 @@
+"""The stages of a beamtime, in order; what is done is not done again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from spidask.cluster import connect
+from spidask.config import Config
+from spidask.errors import ConfigError, StoreError
+from spidask.handoff import export, photons_are_current
+from spidask.inference import Shard, classify_runs
+from spidask.io.files import natural_key
+from spidask.io.labels import read_labels
+from spidask.io.manifest import note, read_config
+from spidask.io.runs import open_runs
+from spidask.io.store import gather_labels
+from spidask.io.tables import read_trained_frames, write_selection_csv
+from spidask.metrics import compare
+from spidask.networks.member import load_member
+from spidask.provenance import (
+    refuse_changed_training,
+    refuse_other_labels,
+    refuse_stale_labels,
+    sign_inputs,
+    training_settings,
+)
+from spidask.reporting import write_report
+from spidask.selection import count_reasons, select
+from spidask.simulation.beamtime import simulate_beamtime
+from spidask.training import train
+
+STAGES = ("train", "classify", "select", "export", "report")
+Progress = Callable[[Shard, int], None]
+log = logging.getLogger(__name__)
+
+
+def run(
+    config: Config, until: str = "report", progress: Progress = lambda _shard, _n: None
+) -> dict[str, Any]:
+    """Take a beamtime from raw runs to a selection, its files and its report.
+
+    Parameters
+    ----------
+    config : Config
+        The beamtime.
+    until : str
+        The last stage to do: train, classify, select, export or report.
+    progress : callable
+        Called with every finished shard and the number of shards to do.
+
+    Returns
+    -------
+    dict
+        What ``manifest.json`` holds.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such stage.
+    StoreError
+        If the output folder was made with other settings; names them.
+    SpidaskError
+        Whatever stops a stage.
+    """
+    if until not in STAGES:
+        raise ConfigError(f"--until {until}: no such stage; stages are {', '.join(STAGES)}")
+    last = STAGES.index(until)
+    if config.simulation:
+        make_beamtime(config)
+    frames = open_beamtime(config)
+    members = find_members(config) if config.inference.members else _train(frames, config)
+    if last >= STAGES.index("classify"):
+        files = sign_inputs(frames, config)
+        refuse_stale_labels(members, files, config)
+        with connect(config.cluster) as client:
+            labels = Path(config.output) / "labels.zarr"
+            classify_runs(frames, members, config, labels, files, client, progress)
+            if last >= STAGES.index("select"):
+                selection = choose(config)
+            if last >= STAGES.index("export"):
+                note(config, {"export": export(selection, frames, config, config.output, client)})
+    if last >= STAGES.index("report"):
+        report(selection, frames, config)
+    return note(config)
+
+
+def select_again(output: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Select and hand off anew from stored labels.
+
+    Parameters
+    ----------
+    output : str or pathlib.Path
+        Output folder of `run`.
+    overrides : sequence of str
+        Settings of the form ``selection.key=value``.
+
+    Returns
+    -------
+    dict
+        What ``manifest.json`` holds.
+
+    Raises
+    ------
+    ConfigError
+        If an override changes a setting on which members or labels depend.
+    StoreError
+        If labels are missing.
+    """
+    config = read_config(output, overrides)
+    refuse_other_labels(read_config(output), config)
+    selection = choose(config)
+    current = photons_are_current(selection, config, output)
+    frames = None if current else open_beamtime(config)
+    return note(config, {"export": export(selection, frames, config, output)})
+
+
+def report_again(output: str | Path) -> Path:
+    """Write the report anew from stored labels.
+
+    Parameters
+    ----------
+    output : str or pathlib.Path
+        Output folder of `run`.
+
+    Returns
+    -------
+    pathlib.Path
+        The report.
+
+    Raises
+    ------
+    StoreError
+        If labels are missing.
+    """
+    config = read_config(output)
+    return report(choose(config), open_beamtime(config), config)
+
+
+def report(selection: xr.Dataset, frames: xr.Dataset, config: Config) -> Path:
+    """Write the report, and metrics into the manifest where there is truth.
+
+    Parameters
+    ----------
+    selection : xarray.Dataset
+        As of `choose`.
+    frames : xarray.Dataset
+        As of `open_runs`.
+    config : Config
+        The beamtime.
+
+    Returns
+    -------
+    pathlib.Path
+        ``report.html``.
+    """
+    output = Path(config.output)
+    if config.labels.truth:
+        table = compare(output, output, config.labels.truth).iloc[[0, -1]]
+        table.index = table.index.where(table.index != str(output), "selection")
+        metrics = json.loads(table.to_json(orient="index"))
+        note(config, {"metrics": metrics})
+        log.info("against %s: %s", config.labels.truth, _in_words(metrics["selection"]))
+    path: Path = write_report(selection, frames, config, output)
+    log.info("report: %s", path)
+    return path
+
+
+def choose(config: Config) -> xr.Dataset:
+    """Select from stored labels and write the table of all frames.
+
+    Parameters
+    ----------
+    config : Config
+        The beamtime.
+
+    Returns
+    -------
+    xarray.Dataset
+        As of `select`, in memory.
+
+    Raises
+    ------
+    StoreError
+        If labels are missing.
+    """
+    output = Path(config.output)
+    thresholds = [load_member(path).threshold for path in find_members(config)]
+    labels = gather_labels(output / "labels.zarr")
+    selection = select(labels, thresholds, config.selection, read_trained_frames(output))
+    write_selection_csv(selection, output / "selection.csv")
+    counts = count_reasons(selection)
+    note(config, {"select": counts})
+    log.info("%s", _in_words({k: v for k, v in counts.items() if k != "runs"}))
+    return selection
+
+
+def make_beamtime(config: Config) -> Path:
+    """Simulate the beamtime of a config, unless it is there.
+
+    Parameters
+    ----------
+    config : Config
+        With a section `simulation`.
+
+    Returns
+    -------
+    pathlib.Path
+        Its folder.
+
+    Raises
+    ------
+    ConfigError
+        If there is no section `simulation`.
+    StoreError
+        If the folder holds a beamtime of other settings.
+    """
+    if config.simulation is None:
+        raise ConfigError("simulation: missing; a beamtime is computed from this section")
+    folder = Path(config.simulation.folder)
+    record = folder / "simulation.json"
+    settings = config.model_dump(mode="json", include={"simulation", "geometry"})
+    if record.exists():
+        if json.loads(record.read_text()) != settings:
+            raise StoreError(
+                f"{folder} holds a beamtime of other settings (see {record.name}); remove it, or "
+                "set simulation.folder to another"
+            )
+        return folder
+    start = time.perf_counter()
+    simulate_beamtime(config.simulation, config.geometry)
+    record.write_text(json.dumps(settings, indent=1))
+    n_frames = config.simulation.runs * config.simulation.frames
+    log.info("%d frames simulated in %.0f s", n_frames, time.perf_counter() - start)
+    return folder
+
+
+def open_beamtime(config: Config) -> xr.Dataset:
+    """Open the runs of a config; say and count which files cannot be read.
+
+    Parameters
+    ----------
+    config : Config
+        Sections `runs` and `inference`.
+
+    Returns
+    -------
+    xarray.Dataset
+        As of `open_runs`; the index of files is cached in the output folder.
+    """
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    frames = open_runs(
+        config.runs.files,
+        config.runs.dataset,
+        pattern=config.runs.pattern,
+        frames_per_block=config.inference.frames_per_block,
+        cache=output / "index.json",
+    )
+    faulty = {name: frames.attrs[name] for name in ("unreadable_files", "odd_files")}
+    for path, why in [*faulty["unreadable_files"], *faulty["odd_files"]]:
+        log.warning("%s %s", path, why)
+    n_files = frames.sizes["file_code"] + len(faulty["unreadable_files"])
+    note(config, {"read": {"files": n_files, "frames": frames.sizes["frame"], **faulty}})
+    return frames
+
+
+def find_members(config: Config) -> list[Path]:
+    """List the members that classify.
+
+    Parameters
+    ----------
+    config : Config
+        The beamtime.
+
+    Returns
+    -------
+    list of pathlib.Path
+        Those of `inference.members`, else those in the output folder.
+
+    Raises
+    ------
+    ConfigError
+        If a file of `inference.members` is not there.
+    StoreError
+        If the output folder has none.
+    """
+    if config.inference.members:
+        paths = [Path(path) for path in config.inference.members]
+        for path in paths:
+            if not path.is_file():
+                raise ConfigError(f"inference.members: {path} is not there")
+        return paths
+    folder = Path(config.output) / "members"
+    found = sorted(folder.glob("*.safetensors"), key=lambda path: natural_key(path.name))
+    if not found:
+        raise StoreError(f"{folder} holds no members; run the stage train first")
+    return found
+
+
+def _train(frames: xr.Dataset, config: Config) -> list[Path]:
+    if config.labels.file is None:
+        raise ConfigError(
+            "labels.file: missing; give a CSV of run,index,label to train on, or the members of "
+            "another beamtime as inference.members"
+        )
+    record = Path(config.output) / "members" / "training.json"
+    settings = training_settings(config)
+    stored = json.loads(record.read_text()) if record.exists() else {}
+    refuse_changed_training(stored.get("settings", {}), settings, record.parent)
+    if "frames" in stored:
+        return find_members(config)
+    record.parent.mkdir(exist_ok=True)
+    record.write_text(json.dumps({"settings": settings}))
+    start = time.perf_counter()
+    labels = read_labels(config.labels.file)
+    members, used = train(frames, labels, config, Path(config.output))
+    record.write_text(json.dumps({"settings": settings, "frames": used}))
+    thresholds = {path.stem: round(load_member(path).threshold, 4) for path in members}
+    n_frames = sum(map(len, used.values()))
+    note(config, {"train": {"labels": len(labels), "frames": n_frames, "thresholds": thresholds}})
+    log.info("%d members trained in %.0f s", len(members), time.perf_counter() - start)
+    return members
+
+
+def _in_words(counts: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{key.replace('_', ' ')} {value:.4g}"
+        if isinstance(value, float) and not np.isnan(value)
+        else f"{key.replace('_', ' ')} {value}"
+        for key, value in counts.items()
+    )

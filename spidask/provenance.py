@@ -1,0 +1,169 @@
+"""What a result was made from, and whether that has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from spidask.config import Config
+from spidask.errors import ConfigError, StoreError
+from spidask.io.fingerprint import check_fingerprint, read_fingerprint, write_fingerprint
+from spidask.io.labels import read_labels
+from spidask.io.maps import modified, split_location
+from spidask.io.runs import sign_files
+from spidask.networks.member import digest
+
+
+def training_settings(config: Config) -> dict[str, Any]:
+    """Everything that determines the members, besides the raw files.
+
+    Parameters
+    ----------
+    config : Config
+        The beamtime, with `labels.file`.
+
+    Returns
+    -------
+    dict
+        The key's path to its value; the labels stand there as text.
+    """
+    names = {"training", "validation", "preprocessing", "per_run"}
+    flat = _flatten(
+        config.model_dump(mode="json", include=names, exclude={"training": {"threads"}})
+    )
+    flat |= {f"runs.{key}": getattr(config.runs, key) for key in ("dataset", "mask", "mask_good")}
+    flat["selection.expected_single_fraction"] = config.selection.expected_single_fraction
+    assert config.labels.file is not None
+    return flat | {"labels.file": read_labels(config.labels.file).to_csv(index=False)}
+
+
+def refuse_changed_training(
+    stored: Mapping[str, Any], present: Mapping[str, Any], folder: Path
+) -> None:
+    """Refuse to go on with members that were trained with other settings.
+
+    Parameters
+    ----------
+    stored, present : mapping
+        What `training_settings` gave then, empty if nothing is there yet, and gives now.
+    folder : pathlib.Path
+        Where the members are, for the message.
+
+    Raises
+    ------
+    StoreError
+        If a value differs; names the keys.
+    """
+    changed = [key for key in present if stored and stored.get(key) != present[key]]
+    if changed:
+        told = ", ".join(
+            key if key == "labels.file" else f"{key} (was {stored.get(key)}, is {present[key]})"
+            for key in changed
+        )
+        raise StoreError(
+            f"{folder} was trained with other settings: {told}. Set them back, or choose another "
+            "output",
+            changed=changed,
+        )
+
+
+def refuse_stale_labels(
+    members: Sequence[Path], files: Mapping[str, Sequence[Sequence[str | int]]], config: Config
+) -> None:
+    """Refuse to go on with labels made from something else, and record what they are made from.
+
+    Parameters
+    ----------
+    members : sequence of pathlib.Path
+        The members that classify.
+    files : mapping
+        What `sign_inputs` gives.
+    config : Config
+        The beamtime.
+
+    Raises
+    ------
+    StoreError
+        If a setting, a member or a file has changed; names each.
+    """
+    labels = Path(config.output) / "labels.zarr"
+    settings = _label_settings(members, config)
+    present = settings | {f"files.{run}": signed for run, signed in files.items()}
+    check_fingerprint(read_fingerprint(labels), present)
+    write_fingerprint(labels, settings)
+
+
+def refuse_other_labels(before: Config, config: Config) -> None:
+    """Refuse settings that stored labels cannot serve.
+
+    Parameters
+    ----------
+    before, config : Config
+        The settings of the labels, and those wanted.
+
+    Raises
+    ------
+    ConfigError
+        If they differ in more than selection and handoff; names the key.
+    """
+    free = {"selection", "handoff", "labels", "cluster"}
+    old, new = (_flatten(c.model_dump(mode="json", exclude=free)) for c in (before, config))
+    fraction = "selection.expected_single_fraction"
+    old[fraction] = before.selection.expected_single_fraction
+    new[fraction] = config.selection.expected_single_fraction
+    for key in new:
+        if old.get(key) != new[key]:
+            raise ConfigError(
+                f"{key}: changes members or labels, not only the selection; use `spidask run` "
+                "with another output"
+            )
+
+
+def _label_settings(members: Sequence[Path], config: Config) -> dict[str, Any]:
+    names = {"geometry", "preprocessing", "hits", "sizing", "per_run"}
+    flat = _flatten(config.model_dump(mode="json", include=names))
+    flat |= {f"runs.{key}": getattr(config.runs, key) for key in ("dataset", "mask", "mask_good")}
+    kept = ("device", "batch_size", "frames_per_shard")
+    flat |= {f"inference.{key}": getattr(config.inference, key) for key in kept}
+    return flat | {f"members.{path.stem}": digest(path) for path in members}
+
+
+def sign_inputs(frames: xr.Dataset, config: Config) -> dict[str, list[list[str | int]]]:
+    """Describe the files that a run's labels come from so that a change shows.
+
+    Parameters
+    ----------
+    frames : xarray.Dataset
+        As of `open_runs`.
+    config : Config
+        The beamtime.
+
+    Returns
+    -------
+    dict
+        Name of the run to [path, bytes, modification time in ns, frames] of its raw files and
+        of its dark, gain and mask.
+    """
+    signed = sign_files(frames)
+    for name in signed:
+        settings = config.preprocessing_of(name)
+        for what, location in (
+            ("dark", settings.dark),
+            ("gain", settings.gain),
+            ("mask", config.runs.mask),
+        ):
+            if location:
+                place = location.replace("{run}", name)
+                signed[name].append([split_location(place)[0], 0, modified(place, what), 0])
+    return signed
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        flat |= _flatten(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return flat
