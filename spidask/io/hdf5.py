@@ -194,7 +194,7 @@ def _refuse_missing_filters(array: h5py.Dataset) -> None:
 
 
 def _explain(path: str, error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = _say_why(path, error)
     size = os.path.getsize(path) if os.path.exists(path) else None
     if size is None:
         return "is not there; check runs.files"
@@ -207,3 +207,12 @@ def _explain(path: str, error: Exception) -> str:
     if "file signature not found" in text:
         return "is no HDF5 file; check runs.files, or transfer it again"
     return f"{text}; check it with h5ls or h5dump, or transfer it again"
+
+
+def _say_why(path: str, error: Exception) -> str:
+    # The driver that files are read with does not say why it cannot open one; the default does.
+    try:
+        h5py.File(path, "r", locking=False).close()
+    except OSError as said:
+        error = said
+    return " ".join(str(error).split())

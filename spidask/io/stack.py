@@ -244,7 +244,7 @@ def read_frames(
     # Scattered frames are read one at a time: the frames between them are nobody's wish.
     wanted = np.arange(shape[0])[rows]
     frames = [read.block(slice(row, row + 1)) for row in wanted.tolist()]
-    return _cut(np.concatenate([read.block(slice(0, 0)), *frames]), rest)
+    return _cut(np.concatenate([read.filled(slice(0, 0)), *frames]), rest)
 
 
 def _cut(block: NDArray[Any], rest: tuple[Any, ...]) -> NDArray[Any]:
@@ -303,7 +303,7 @@ class _Region:
     def block(self, rows: slice) -> NDArray[Any]:
         """Read a stretch of frames, falling back to frame by frame."""
         if tuple(self.source.shape[1:]) != self.shape[1:]:
-            return self._filled(rows)
+            return self.filled(rows)
         if self.source.shape[0] < rows.stop:
             raise DataError(
                 f"{self.path} holds {self.source.shape[0]} frames, expected at least {rows.stop}: "
@@ -314,7 +314,7 @@ class _Region:
             return self._read(rows)
         except UNDECODABLE as error:
             self._refuse_file_system(error)
-        block = self._filled(rows)
+        block = self.filled(rows)
         for number, row in enumerate(range(rows.start, rows.stop)):
             try:
                 block[number] = self._read(slice(row, row + 1))[0]
@@ -325,7 +325,8 @@ class _Region:
     def _read(self, rows: slice) -> NDArray[Any]:
         return np.asarray(self.source[rows, self.y, self.x]).astype(self.dtype, copy=False)
 
-    def _filled(self, rows: slice) -> NDArray[Any]:
+    def filled(self, rows: slice) -> NDArray[Any]:
+        """Give as many unreadable frames."""
         shape = tuple(s.stop - s.start for s in (rows, self.y, self.x))
         fill: ArrayLike = fill_value(self.dtype)
         return np.full(shape, fill, self.dtype)

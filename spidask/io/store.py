@@ -387,7 +387,8 @@ def open_run(store: str | Path, run: str) -> zarr.Group:
 
 
 def _variables(group: zarr.Group) -> dict[str, zarr.Array[Any]]:
-    return {name: array for name, array in group.arrays() if name != "done"}
+    arrays = sorted(group.arrays(), key=lambda item: item[0])
+    return {name: array for name, array in arrays if name != "done"}
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:

@@ -1,0 +1,68 @@
+"""Which files are a beamtime's, and to which run each belongs."""
+
+import pytest
+import zarr
+
+from spidask.errors import ConfigError
+from spidask.io.files import find_runs
+
+
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def test_a_file_is_a_run_in_natural_order(tmp_path):
+    touch(tmp_path, "r10.h5", "r9.h5", "r100.cxi")
+    zarr.open_group(tmp_path / "r11.zarr", mode="w")
+    found = find_runs([f"{tmp_path}/r*", str(tmp_path / "r9.h5")])
+    assert list(found) == ["r9", "r10", "r11", "r100"]
+    assert found["r9"] == [str(tmp_path / "r9.h5")]
+    assert found["r11"] == [str(tmp_path / "r11.zarr")]
+
+
+def test_a_pattern_joins_files_in_natural_order(tmp_path):
+    touch(tmp_path, "r2_s10.h5", "r2_s9.h5", "r1_s0.h5")
+    found = find_runs(f"{tmp_path}/*.h5", r"^(?P<run>r\d+)_")
+    assert {k: [p.rsplit("/")[-1] for p in v] for k, v in found.items()} == {
+        "r1": ["r1_s0.h5"],
+        "r2": ["r2_s9.h5", "r2_s10.h5"],
+    }
+
+
+def test_duplicate_names_are_refused_with_both_paths(tmp_path):
+    touch(tmp_path, "a/r1.h5", "b/r1.h5")
+    with pytest.raises(ConfigError, match=r"run 'r1' would be .*a/r1\.h5 and .*b/r1\.h5") as error:
+        find_runs(f"{tmp_path}/**/*.h5")
+    assert error.value.run == "r1"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [
+        (r"(?P<run>", "is no regular expression"),
+        (r"(r\d+)", r"has no group 'run'; write \(\?P<run>"),
+        (r"(?P<run>x\d+)", r"finds no run in 'r1\.h5'"),
+    ],
+)
+def test_a_pattern_that_does_not_fit_is_refused(tmp_path, pattern, why):
+    touch(tmp_path, "r1.h5")
+    with pytest.raises(ConfigError, match=why):
+        find_runs(f"{tmp_path}/*.h5", pattern)
+
+
+def test_what_matches_nothing_is_named_with_what_is_there(tmp_path):
+    touch(tmp_path, *(f"r{n}.h5" for n in range(7)))
+    with pytest.raises(
+        ConfigError, match=r"x/\*\.h5' matches nothing; .*, holds r0\.h5, .*r4\.h5 and 2 more$"
+    ):
+        find_runs([f"{tmp_path}/x/*.h5"])
+    with pytest.raises(ConfigError, match=r"is a folder and no Zarr; .*\*\.h5"):
+        find_runs([str(tmp_path)])
+
+
+def test_a_name_with_brackets_may_be_a_file(tmp_path):
+    touch(tmp_path, "r[1].h5")
+    assert list(find_runs(str(tmp_path / "r[1].h5"))) == ["r[1]"]
