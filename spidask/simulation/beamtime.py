@@ -26,6 +26,7 @@ from spidask.simulation.detector import (
     build_pixels,
     expose,
     pulse_stray,
+    random_stream,
     stray_light,
 )
 from spidask.simulation.particle import Particle
@@ -143,7 +144,7 @@ def simulate_patterns(
     shares = np.array([mix.get(name, 0.0) for name in CLASSES])
 
     def one(i: int) -> tuple[NDArray[np.float32], Scene]:
-        rng = np.random.default_rng([seed, 0, i])
+        rng = random_stream(seed, 3, i)
         label = CLASSES[rng.choice(len(CLASSES), p=shares / shares.sum())]
         shot = draw_shot(label, sample, beam, geometry, rows, columns, rng)
         stray = _stray(geometry, rows, columns, seed, i // PATTERNS_PER_STRAY)
@@ -189,7 +190,7 @@ def draw_labels(settings: Simulation, run: int) -> list[str]:
     counts = np.diff(np.round(bounds).astype(int))
     labels = np.repeat(["single", "multiple", "contaminant"], counts).tolist()
     labels += ["background"] * (settings.frames - len(labels))
-    order = np.random.default_rng([settings.seed, 2, run]).permutation(settings.frames)
+    order = random_stream(settings.seed, 5, run).permutation(settings.frames)
     return [labels[i] for i in order]
 
 
@@ -203,7 +204,7 @@ def _model(sample: Sample, geometry: Geometry) -> Particle | None:
 def _stray(
     geometry: Geometry, rows: range, columns: range, seed: int, number: int
 ) -> NDArray[np.float32]:
-    rng = np.random.default_rng([seed, 3, number])
+    rng = random_stream(seed, 4, number)
     return stray_light(geometry, rows, columns, rng)
 
 
@@ -222,7 +223,7 @@ def _write_run(
     labels = draw_labels(settings, run)
 
     def one(i: int) -> tuple[NDArray[np.uint16], Shot]:
-        rng = np.random.default_rng([settings.seed, 4, run, i])
+        rng = random_stream(settings.seed, 6, run, i)
         shot = draw_shot(
             labels[i], settings.sample, settings.beam, geometry, rows, columns, rng, model
         )
@@ -244,7 +245,7 @@ def _write_dark(
     path: Path, run: int, pixels: Pixels, settings: Simulation, geometry: Geometry, workers: int
 ) -> None:
     def one(i: int) -> NDArray[np.uint16]:
-        rng = np.random.default_rng([settings.seed, 5, run, i])
+        rng = random_stream(settings.seed, 7, run, i)
         return expose(None, pixels, settings.panel, geometry.pixel_size_um, rng)
 
     n = settings.panel.dark_frames

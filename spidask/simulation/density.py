@@ -134,7 +134,9 @@ def _read_map(path: str, photon_energy_ev: float, contour: float | None) -> Part
     if not np.allclose(sides, sides[0], rtol=1e-3):
         raise ValueError(f"its voxels of {sides.round(4).tolist()} nm are no cubes")
     protein = electron_density("protein", photon_energy_ev)
-    density = values * 1000 + 0j if contour is None else np.where(values > contour, protein, 0)
+    density: Complexes = values * (1000 + 0j)
+    if contour is not None:
+        density = np.asarray(np.where(values > contour, protein, 0j), np.complex128)
     filled = np.argwhere(density != 0)
     if len(filled) == 0:
         raise ValueError(f"no voxel above the contour {contour:g}" if contour else "it is all zero")
@@ -163,9 +165,9 @@ def _spread(places: Floats, electrons: Complexes) -> Complexes:
     scaled = places / VOXEL_NM + half
     low = np.floor(scaled).astype(int)
     share = scaled - low
-    grid = np.zeros(np.prod(shape), complex)
+    grid = np.zeros(int(np.prod(shape)), complex)
     for corner in np.ndindex(2, 2, 2):
         weight = np.prod(np.where(corner, share, 1 - share), axis=1)
         where = np.ravel_multi_index((low + corner).T, shape)
         np.add.at(grid, where, electrons * weight)
-    return grid.reshape(shape) / VOXEL_NM**3
+    return np.asarray(grid.reshape(shape) / VOXEL_NM**3)

@@ -54,6 +54,24 @@ class Pixels:
     good: NDArray[np.bool_]
 
 
+def random_stream(seed: int, *key: int) -> np.random.Generator:
+    """Give one of the independent sources of randomness of a seed.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the beamtime.
+    *key : int
+        What the numbers are for, then which run and frame.
+
+    Returns
+    -------
+    numpy.random.Generator
+        The same for the same arguments, whoever asks and when.
+    """
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
 def build_pixels(panel: Panel, geometry: Geometry, seed: int, run: int) -> Pixels:
     """Draw a panel, the same for all runs of a seed but for drifts.
 
@@ -73,7 +91,7 @@ def build_pixels(panel: Panel, geometry: Geometry, seed: int, run: int) -> Pixel
     Pixels
         Maps of the whole panel.
     """
-    rng = np.random.default_rng([seed, 0])
+    rng = random_stream(seed, 1)
     n_asics = PANEL[1] // ASIC_COLUMNS
     offset = 1200 + rng.normal(0, 40, PANEL[1]) + rng.normal(0, 12, PANEL)
     gain = 1 + rng.normal(0, panel.gain_spread, PANEL)
@@ -85,14 +103,19 @@ def build_pixels(panel: Panel, geometry: Geometry, seed: int, run: int) -> Pixel
         missing[rng.integers(0, PANEL[0] // 2) :, column : column + width] = True
     dead = rng.random(PANEL) < 3e-4
     hot = rng.random(PANEL) < 2e-4
-    drift = np.random.default_rng([seed, 1, run])
+    drift = random_stream(seed, 2, run)
     offset += drift.normal(0, 1.0, PANEL) + drift.normal(0, 2.0)
     hot |= drift.random(PANEL) < 2e-5
     offset[hot] += drift.uniform(1000, 9000, int(hot.sum()))
     noise[hot] *= 20
     gain[dead] = 0
-    maps = (each.astype(np.float32) for each in (offset, gain, noise))
-    return Pixels(*maps, missing, ~(missing | dead | hot))
+    return Pixels(
+        offset.astype(np.float32),
+        gain.astype(np.float32),
+        noise.astype(np.float32),
+        missing,
+        ~(missing | dead | hot),
+    )
 
 
 def outside_hole(geometry: Geometry, rows: range, columns: range) -> NDArray[np.bool_]:
@@ -201,7 +224,7 @@ def stray_light(geometry: Geometry, rows: range, columns: range, rng: np.random.
     # Each part's sum over the panel, from every third pixel (none of them is sharper).
     whole = parts(np.arange(1.0, PANEL[0], 3), np.arange(1.0, PANEL[1], 3)).sum(axis=(1, 2)) * 9
     here = parts(np.array(rows, float), np.array(columns, float))
-    return (here / whole[:, None, None]).astype(np.float32)
+    return np.asarray(here / whole[:, None, None], np.float32)
 
 
 def pulse_stray(parts: Maps, pulse: float, beam: Beam, rng: np.random.Generator) -> Maps:

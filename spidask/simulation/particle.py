@@ -10,11 +10,12 @@ import xraydb
 from numpy.typing import NDArray
 from scipy.spatial import ConvexHull
 
+from spidask.frames.geometry import wavelength
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 ELECTRON_RADIUS_NM = 2.8179403205e-6
-PLANCK_EV_NM = 1239.841984
 
 # Compositions and mass densities (g/cm^3). Protein: mean composition and density of
 # proteins (Quillin and Matthews 2000: 1.35); core: packed DNA, protein and lipid with water.
@@ -140,7 +141,7 @@ def wavelength_nm(photon_energy_ev: float) -> float:
     float
         Wavelength, nm.
     """
-    return PLANCK_EV_NM / photon_energy_ev
+    return wavelength(photon_energy_ev) * 1e9
 
 
 @lru_cache

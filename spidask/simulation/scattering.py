@@ -10,6 +10,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from spidask.config import Geometry
+from spidask.frames.geometry import momentum_transfer, pixel_positions, wavelength
 from spidask.simulation.formfactor import amplitude, cos_sin
 from spidask.simulation.particle import (
     ELECTRON_RADIUS_NM,
@@ -41,15 +42,12 @@ def momentum(geometry: Geometry, y: Floats, x: Floats) -> Floats:
     numpy.ndarray
         Shape (n m, 3), components x, y, z, float64, 1/nm; q = k (s - s0) with the beam along z.
     """
-    k = 2 * np.pi / wavelength_nm(geometry.photon_energy_ev)
-    scale = geometry.pixel_size_um * 1e-6 / geometry.detector_distance_m
-    v, u = np.meshgrid(
-        (y - geometry.beam_centre_y_px) * scale,
-        (x - geometry.beam_centre_x_px) * scale,
-        indexing="ij",
+    centre = (geometry.beam_centre_y_px, geometry.beam_centre_x_px)
+    places = pixel_positions(y, x, centre, geometry.pixel_size_um * 1e-6)
+    q = momentum_transfer(
+        *places, geometry.detector_distance_m, wavelength(geometry.photon_energy_ev)
     )
-    f = np.sqrt(1 + u**2 + v**2)
-    return np.stack([k * u / f, k * v / f, k * (1 / f - 1)], axis=-1).reshape(-1, 3)
+    return np.ascontiguousarray(q.reshape(3, -1).T) * 1e-9
 
 
 def amplitude_map(
@@ -80,7 +78,7 @@ def amplitude_map(
     y, x = (_coarse(side, step) for side in (rows, columns))
     coarse = amplitude(particle, momentum(geometry, y, x)).reshape(len(y), len(x))
     weights = interpolation_weights(step, PHASE_PER_STEP)
-    return _interpolate(coarse.astype(np.complex64), weights, len(rows), len(columns))
+    return np.asarray(_interpolate(coarse.astype(np.complex64), weights, len(rows), len(columns)))
 
 
 def intensity(
@@ -121,11 +119,11 @@ def intensity(
     out = np.zeros((len(rows), len(columns)), np.float32)
     offset = (rows[0] - geometry.beam_centre_y_px, columns[0] - geometry.beam_centre_x_px)
     angle = geometry.pixel_size_um * 1e-6 / geometry.detector_distance_m
-    wavelength = wavelength_nm(geometry.photon_energy_ev)
+    length = wavelength_nm(geometry.photon_energy_ev)
     for i, first in enumerate(amplitudes):
         _add_square(first, np.float32(fluences[i]), out)
         for j in range(i):
-            apart = (positions[i] - positions[j]) / wavelength
+            apart = (positions[i] - positions[j]) / length
             weight = 2 * np.sqrt(fluences[i] * fluences[j])
             _add_interference(first, amplitudes[j], weight, apart, offset, angle, out)
     _to_photons(out, offset, angle, ELECTRON_RADIUS_NM**2)

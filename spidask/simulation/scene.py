@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from spidask.config import Sample
 from spidask.simulation.particle import (
     Particle,
+    Polyhedron,
     clip,
     electron_density,
     ellipsoid,
@@ -97,20 +98,20 @@ class _Draw:
         """Draw the particle that the experiment is about."""
         if self.model is not None:
             return self.oriented(replace(self.model, kind="particle"))
-        low, high = self.sample.window_nm
-        while True:
-            diameter = self.rng.normal(self.sample.diameter_nm, self.sample.diameter_spread_nm)
-            if low <= diameter <= high or self.sample.diameter_spread_nm == 0:
-                return self.oriented(self.virus(diameter))
+        diameter = self.rng.normal(self.sample.diameter_nm, self.sample.diameter_spread_nm)
+        return self.oriented(self.virus(max(diameter, 0.5 * self.sample.diameter_nm)))
 
     def virus(self, diameter: float) -> Particle:
-        """PR772: an icosahedral protein capsid around a core of DNA."""
+        bodies = self.capsid(diameter)
+        return Particle(bodies, "virus", diameter, CIRCUMRADIUS * diameter)
+
+    def capsid(self, diameter: float) -> tuple[Polyhedron, Polyhedron]:
+        """Build PR772: an icosahedral protein capsid, and the core of DNA that replaces it."""
         thickness = self.rng.uniform(5.0, 8.0) * diameter / 68
-        inner = diameter - thickness / INRADIUS
         shell = self.density("protein")
         core = self.density("core") * self.rng.uniform(0.85, 1.05)
-        bodies = icosahedron(diameter, shell), icosahedron(inner, core - shell)
-        return Particle(bodies, "virus", diameter, CIRCUMRADIUS * diameter)
+        inner = diameter - thickness / INRADIUS
+        return icosahedron(diameter, shell), icosahedron(inner, core - shell)
 
     def contaminant(self) -> Particle:
         """Draw one particle that is no intact virus."""
@@ -129,6 +130,7 @@ class _Draw:
         low, high = self.sample.window_nm
         if self.rng.random() < self.sample.contaminants_in_window:
             return float(self.rng.uniform(low, high))
+        # Much smaller particles would be no hits: intensity goes with the sixth power.
         below, above = 0.25 * (high - low), high - low
         diameter = self.rng.uniform(-below, above)
         return float(low + diameter if diameter < 0 else high + diameter)
@@ -145,35 +147,30 @@ class _Draw:
         return ellipsoid(diameter, self.density(material), aspect, "spheroid")
 
     def coated(self, diameter: float) -> Particle:
-        """Draw a virus inside a drop of buffer or sucrose, off its centre."""
-        inside = diameter * self.rng.uniform(0.6, 0.8)
-        virus = self.virus(inside)
-        coat = ellipsoid(
-            diameter, self.density(self.rng.choice(["buffer", "sucrose"])), kind="coated"
-        )
+        """Build a virus inside a drop of buffer or sucrose, off its centre."""
+        density = self.density(self.rng.choice(["buffer", "sucrose"]))
+        virus = self.virus(diameter * self.rng.uniform(0.6, 0.8))
+        displaced = icosahedron(virus.diameter, -density)
+        inside = replace(virus, bodies=(displaced, *virus.bodies))
         free = diameter / 2 - virus.radius
-        direction = self.direction()
-        virus = turn(virus, self.rotation(), direction * free * self.rng.random())
-        displaced = icosahedron(inside, -coat.bodies[0].density)
-        displaced = replace(displaced, vertices=virus.bodies[0].vertices)
-        return replace(coat, bodies=(*coat.bodies, displaced, *virus.bodies))
+        inside = turn(inside, self.rotation(), self.direction() * free * self.rng.random())
+        coat = ellipsoid(diameter, density, kind="coated")
+        return replace(coat, bodies=(*coat.bodies, *inside.bodies))
 
     def broken(self, diameter: float) -> Particle:
-        """Draw a capsid cut by a plane, its core partly gone."""
-        cut = CIRCUMRADIUS * self.rng.uniform(0.0, 0.65)
-        whole = self.virus(1.0)
-        normal = self.direction()
-        left = clip(whole.bodies[0], normal, cut).volume / whole.bodies[0].volume
-        virus = self.virus(diameter * left ** (-1 / 3))
-        shell, core = virus.bodies
+        """Build a capsid cut by a plane, its core partly gone."""
+        cut, normal = CIRCUMRADIUS * self.rng.uniform(0.0, 0.65), self.direction()
+        whole = icosahedron(1.0, 1)
+        left = clip(whole, normal, cut).volume / whole.volume
+        size = diameter * left ** (-1 / 3)
+        shell, core = self.capsid(size)
         full = core.density + shell.density
-        core = replace(core, density=full * self.rng.uniform(0, 1) - shell.density)
-        distance = cut * virus.diameter
-        bodies = tuple(clip(body, normal, distance) for body in (shell, core))
-        return Particle(bodies, "broken", diameter, virus.radius)
+        core = replace(core, density=full * self.rng.random() - shell.density)
+        bodies = tuple(clip(body, normal, cut * size) for body in (shell, core))
+        return Particle(bodies, "broken", diameter, CIRCUMRADIUS * size)
 
     def cluster(self, diameter: float) -> Particle:
-        """Draw small spheres that stick together, as much matter as a sphere of the diameter."""
+        """Build small spheres that stick together, as much matter as a sphere of the diameter."""
         n = int(self.rng.integers(3, 10))
         radii = self.rng.uniform(0.7, 1.3, n)
         radii *= diameter / 2 / np.sum(radii**3) ** (1 / 3)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spidask.config import Beam, Geometry, Sample
+from spidask.errors import ConfigError
 from spidask.simulation.detector import PANEL, outside_hole
 from spidask.simulation.formfactor import amplitude
 from spidask.simulation.particle import ELECTRON_RADIUS_NM, Particle
@@ -23,9 +24,9 @@ FAINTEST = 0.03
 """A companion at least this bright, relative to the first particle, makes a multiple hit."""
 BEAM_WIDTH_NM = 1500.0
 """Standard deviation of the particles' places along the beam."""
-CLOSEST_NM = 80.0
-"""Particles that fly apart from each other are at least this far from each other."""
 SAMPLED = 6
+"""Every so many pixels along each axis are enough to tell how bright a particle is."""
+MOST_DRAWS = 2000
 JOULE_PER_EV = 1.602176634e-19
 
 
@@ -84,6 +85,11 @@ def draw_shot(
     -------
     Shot
         Expected photons and what made them.
+
+    Raises
+    ------
+    ConfigError
+        If the particles are too faint to make hits.
     """
     pulse = float(max(0.2, rng.normal(1, beam.energy_jitter)))
     dy, dx = rng.normal(0, beam.beam_jitter_px, 2)
@@ -94,7 +100,7 @@ def draw_shot(
         }
     )
     peak = pulse * peak_fluence(beam, geometry.photon_energy_ev)
-    scene, places = _draw_hit(label, sample, beam, here, peak, rng, model)
+    scene, places = _draw_hit(label, sample, beam, geometry, peak, rng, model)
     photons = np.zeros((len(rows), len(columns)), np.float32)
     if scene.groups:
         maps = [amplitude_map(p, here, rows, columns) for group in scene.groups for p in group]
@@ -116,13 +122,22 @@ def _draw_hit(
     """Draw particles and places until they make a hit, all of the kind drawn first."""
     q = _sampled_momentum(geometry)
     first = scene = draw_scene(label, sample, geometry.photon_energy_ev, rng, model)
-    while True:
+    brightest = 0.0
+    for _ in range(MOST_DRAWS):
         if _alike(scene, first, sample):
             signals = [peak * _brightness(group, q, geometry) for group in scene.groups]
-            places = _place(signals, beam, rng)
+            reaches = [_reach(*group) for group in zip(scene.groups, scene.offsets, strict=True)]
+            places = _place(signals, reaches, beam, rng)
             if places is not None:
                 return scene, places
+            brightest = max(brightest, *signals)
         scene = draw_scene(label, sample, geometry.photon_energy_ev, rng, model)
+    raise ConfigError(
+        f"simulation.beam.hit_photons: {beam.hit_photons:g} is out of reach of '{first.kind}': the "
+        f"brightest of {MOST_DRAWS} draws gives {brightest:.0f} photons in the centre of the "
+        "focus; lower it, or raise pulse_energy_mj or transmission",
+        brightest=brightest,
+    )
 
 
 def _alike(scene: Scene, first: Scene, sample: Sample) -> bool:
@@ -148,7 +163,7 @@ def peak_fluence(beam: Beam, photon_energy_ev: float) -> float:
         Photons per nm^2.
     """
     photons = beam.pulse_energy_mj * 1e-3 * beam.transmission / (photon_energy_ev * JOULE_PER_EV)
-    return photons * 4 * np.log(2) / (np.pi * beam.focus_nm**2)
+    return float(photons * 4 * np.log(2) / (np.pi * beam.focus_nm**2))
 
 
 @lru_cache(maxsize=8)
@@ -166,16 +181,21 @@ def _brightness(group: tuple[Particle, ...], q: Floats, geometry: Geometry) -> f
     return factor * sum(float(np.sum(np.abs(amplitude(p, q)) ** 2)) for p in group)
 
 
+@lru_cache(maxsize=8)
 def _sampled_momentum(geometry: Geometry) -> Floats:
     """Momentum transfer of every sixth pixel, along each axis, of those that make the signal."""
+    centres = (geometry.beam_centre_y_px, geometry.beam_centre_x_px)
     rows, columns = (
-        range(max(0, round(centre) - SIGNAL_RADIUS_PX + 3), min(n, round(centre) + 121), SAMPLED)
-        for centre, n in zip(
-            (geometry.beam_centre_y_px, geometry.beam_centre_x_px), PANEL, strict=True
-        )
+        range(max(0, round(c) - SIGNAL_RADIUS_PX), min(n, round(c) + SIGNAL_RADIUS_PX), SAMPLED)
+        for c, n in zip(centres, PANEL, strict=True)
     )
     q = momentum(geometry, np.array(rows, float), np.array(columns, float))
     return q[_counted(geometry, rows, columns).ravel()]
+
+
+def _reach(group: tuple[Particle, ...], offsets: Floats) -> float:
+    """Radius of a group around its place, nm."""
+    return max(float(np.linalg.norm(o)) + p.radius for p, o in zip(group, offsets, strict=True))
 
 
 def _profile(positions: Floats, beam: Beam) -> Floats:
@@ -183,18 +203,23 @@ def _profile(positions: Floats, beam: Beam) -> Floats:
     return np.asarray(np.exp(-4 * np.log(2) * distance2 / beam.focus_nm**2))
 
 
-def _place(signals: list[float], beam: Beam, rng: np.random.Generator) -> list[Floats] | None:
+def _place(
+    signals: list[float], reaches: list[float], beam: Beam, rng: np.random.Generator
+) -> list[Floats] | None:
     """Draw where each group meets the focus; None if it cannot make such a hit there."""
     places: list[Floats] = []
     brightest = 0.0
-    for signal in signals:
+    for signal, reach in zip(signals, reaches, strict=True):
         limit = FAINTEST * brightest if places else beam.hit_photons
-        near = bool(places) and rng.random() < 0.5
         if signal <= limit:
             return None
-        place = _near(places[0], beam, rng) if near else _anywhere(signal / limit, beam, rng)
+        if places and rng.random() < 0.5:
+            place = _near(places[0], reaches[0] + reach, beam, rng)
+        else:
+            place = _anywhere(signal / limit, beam, rng)
         seen = signal * float(_profile(place[None], beam)[0])
-        if seen < limit or (places and min(np.linalg.norm(place - p) for p in places) < CLOSEST_NM):
+        apart = [np.linalg.norm(place - p) - r for p, r in zip(places, reaches, strict=False)]
+        if seen < limit or any(gap < reach for gap in apart):
             return None
         brightest = max(brightest, seen)
         places.append(place)
@@ -209,8 +234,8 @@ def _anywhere(dynamic_range: float, beam: Beam, rng: np.random.Generator) -> Flo
     return np.array([distance * np.cos(angle), distance * np.sin(angle), along])
 
 
-def _near(place: Floats, beam: Beam, rng: np.random.Generator) -> Floats:
+def _near(place: Floats, touching: float, beam: Beam, rng: np.random.Generator) -> Floats:
     """Draw a place close to another one, from touching to the width of the focus."""
-    distance = np.exp(rng.uniform(np.log(CLOSEST_NM), np.log(beam.focus_nm)))
+    distance = np.exp(rng.uniform(np.log(touching), np.log(max(beam.focus_nm, 2 * touching))))
     direction = rng.normal(size=3)
-    return place + distance * direction / np.linalg.norm(direction)
+    return np.asarray(place + distance * direction / np.linalg.norm(direction))
