@@ -17,7 +17,7 @@ from xarray.core import indexing
 from spidask.errors import DataError
 from spidask.io.files import find_runs
 from spidask.io.index import FileEntry, index_files, stat_file
-from spidask.io.stack import EVENT_IDS, StackInfo
+from spidask.io.stack import EVENT_IDS, StackInfo, locate
 from spidask.io.stretches import Codes, EventIds, FramesReader, Stretches, join_stretches
 from spidask.schema import annotate
 
@@ -74,6 +74,8 @@ def open_runs(
     Frames that cannot be read are NaN everywhere, or the largest value of an integer dtype.
     Dask pushes a slice of rows and columns into the read only where it is the first slice, so
     cut the region first, and take runs and frames with `select_run` and `take_frames`.
+    Where a run is joined from several files and one of them cannot be opened, the index counts
+    on without it; the run's frames have other numbers once that file is well again.
     """
     runs = find_runs(files, pattern)
     entries = index_files([path for paths in runs.values() for path in paths], dataset, cache)
@@ -223,7 +225,7 @@ def take_frames(ds: xr.Dataset, rows: slice | Sequence[int] | NDArray[Any]) -> x
             "take frames first and cut the region after"
         )
     if not isinstance(rows, slice):
-        rows = np.arange(ds.sizes["frame"])[np.asarray(rows, None if len(rows) else int)]
+        rows = locate(rows, ds.sizes["frame"])
     out = ds.drop_vars("frames").isel(frame=rows)
     stretches = join_stretches(out["file"].values, out["row"].values)
     aligned = isinstance(rows, slice) and rows.step in (None, 1)

@@ -242,8 +242,8 @@ def read_frames(
             rest = (row_rest, y_rest, x_rest)
         return _cut(read.block(row_read), rest)
     # Scattered frames are read one at a time: the frames between them are nobody's wish.
-    wanted = np.arange(shape[0])[rows]
-    frames = [read.block(slice(row, row + 1)) for row in wanted.tolist()]
+    wanted = locate(rows, shape[0]).tolist()
+    frames = [read.block(slice(row, row + 1)) for row in wanted]
     return _cut(np.concatenate([read.filled(slice(0, 0)), *frames]), rest)
 
 
@@ -281,12 +281,41 @@ def enclose(index: Any, length: int) -> tuple[slice, Any]:
             return slice(0, 0), slice(None)
         first, last = min(wanted[0], wanted[-1]), max(wanted[0], wanted[-1])
         return slice(first, last + 1), slice(None, None, None if wanted.step == 1 else wanted.step)
-    positions = np.arange(length)[index]
-    if positions.ndim == 0:
-        return slice(int(positions), int(positions) + 1), 0
+    if isinstance(index, int | np.integer):
+        position = range(length)[index]
+        return slice(position, position + 1), 0
+    positions = locate(index, length)
     if not positions.size:
         return slice(0, 0), positions
     return slice(int(positions.min()), int(positions.max()) + 1), positions - positions.min()
+
+
+def locate(index: Any, length: int) -> NDArray[np.int64]:
+    """Turn an index along one axis into positions.
+
+    Parameters
+    ----------
+    index : slice, int or sequence of int or bool
+        What is wanted; negative numbers count from the end.
+    length : int
+        Length of the axis, which may be millions: nothing of that length is made for a slice.
+
+    Returns
+    -------
+    ndarray
+        Positions, int64; of no dimension for one integer.
+
+    Examples
+    --------
+    >>> locate(slice(-2, None), 10**9), locate([True, False, True], 3), locate([-1, 0], 3)
+    (array([999999998, 999999999]), array([0, 2]), array([2, 0]))
+    """
+    if isinstance(index, slice):
+        return np.arange(*index.indices(length))
+    wanted = np.asarray(index)
+    if wanted.dtype == bool:
+        return np.flatnonzero(wanted)
+    return np.where(wanted < 0, wanted + length, wanted).astype(np.int64)
 
 
 @dataclass

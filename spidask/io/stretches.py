@@ -13,7 +13,7 @@ from xarray.core import indexing
 
 from spidask.errors import DataError
 from spidask.io.hdf5 import StackReader, read_hdf5_ids
-from spidask.io.stack import MISSING_ID, enclose
+from spidask.io.stack import MISSING_ID, enclose, locate
 from spidask.io.zarr import ZarrReader, is_zarr, read_zarr_ids
 
 Span = tuple[int, int, int]
@@ -166,7 +166,7 @@ class Codes(BackendArray):
         return _index(key, self.shape, self._values)
 
     def _values(self, key: tuple[Any, ...]) -> Any:
-        positions = np.arange(self.shape[0])[key[0]]
+        positions = locate(key[0], self.shape[0])
         stretch = np.searchsorted(self.start, positions, "right") - 1
         return (self.first[stretch] + self.step * (positions - self.start[stretch])).astype(
             self.dtype
