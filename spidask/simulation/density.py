@@ -134,9 +134,8 @@ def _read_map(path: str, photon_energy_ev: float, contour: float | None) -> Part
     if not np.allclose(sides, sides[0], rtol=1e-3):
         raise ValueError(f"its voxels of {sides.round(4).tolist()} nm are no cubes")
     protein = electron_density("protein", photon_energy_ev)
-    density: Complexes = values * (1000 + 0j)
-    if contour is not None:
-        density = np.asarray(np.where(values > contour, protein, 0j), np.complex128)
+    density = np.zeros(values.shape, complex)
+    density[...] = values * 1000 if contour is None else np.where(values > contour, protein, 0)
     filled = np.argwhere(density != 0)
     if len(filled) == 0:
         raise ValueError(f"no voxel above the contour {contour:g}" if contour else "it is all zero")

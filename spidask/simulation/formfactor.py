@@ -36,9 +36,7 @@ def amplitude(particle: Particle, q: Floats) -> NDArray[np.complex128]:
     out = np.zeros(len(q), np.complex128)
     for body in particle.bodies:
         if isinstance(body, Polyhedron):
-            _add_polyhedron(
-                q, body.vertices, body.faces, body.edges, body.sides, body.volume, body.density, out
-            )
+            _add_polyhedron(q, body.vertices, body.faces, body.edges, body.sides, body.density, out)
         elif isinstance(body, Ellipsoid):
             _add_ellipsoid(
                 q, body.centre, body.axis, body.equatorial, body.polar, body.density, out
@@ -84,7 +82,7 @@ def _add_ellipsoid(q, centre, axis, equatorial, polar, density, out):  # type: i
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "arcp", "nsz"}, error_model="numpy")
-def _add_polyhedron(q, vertices, faces, edges, sides, volume, density, out):  # type: ignore[no-untyped-def]
+def _add_polyhedron(q, vertices, faces, edges, sides, density, out):  # type: ignore[no-untyped-def]
     n_block = 64
     a = np.empty((len(vertices), n_block))
     c = np.empty((len(vertices), n_block))
@@ -96,6 +94,9 @@ def _add_polyhedron(q, vertices, faces, edges, sides, volume, density, out):  # 
     block = np.zeros((3, n_block))
     one, two, three = vertices[faces[:, 0]], vertices[faces[:, 1]], vertices[faces[:, 2]]
     normals = np.cross(two - one, three - one)
+    parts = np.sum(one * normals, axis=1) / 6
+    volume = np.sum(parts)
+    moment = (one + two + three).T @ parts / 4
     for start in range(0, len(q), n_block):
         n = min(n_block, len(q) - start)
         for i in range(n):
@@ -106,8 +107,11 @@ def _add_polyhedron(q, vertices, faces, edges, sides, volume, density, out):  # 
         _faces(block, normals, faces, sides, a, c, s, dc, ds, real, imag)
         for i in range(n):
             q2 = block[0, i] ** 2 + block[1, i] ** 2 + block[2, i] ** 2
-            if q2 * volume ** (2 / 3) < 1e-10:
-                out[start + i] += density * volume
+            if q2 * volume ** (2 / 3) < 1e-8:
+                slope = 0.0
+                for d in range(3):
+                    slope += block[d, i] * moment[d]
+                out[start + i] += density * complex(volume, -slope)
             else:
                 # F = -i / q^2 times the sum over faces of (q . N) f[a, b, c]
                 out[start + i] += density * complex(imag[i], -real[i]) / q2
@@ -132,8 +136,9 @@ def _edges(edges, a, c, s, dc, ds):  # type: ignore[no-untyped-def]
             apart = a[j, i] - a[k, i]
             near = abs(apart) < 1e-4
             inverse = 1 / (1.0 if near else apart)
-            dc[e, i] = -0.5 * (s[j, i] + s[k, i]) if near else (c[j, i] - c[k, i]) * inverse
-            ds[e, i] = -0.5 * (c[j, i] + c[k, i]) if near else (s[k, i] - s[j, i]) * inverse
+            half = 0.5 + apart * apart / 24
+            dc[e, i] = -half * (s[j, i] + s[k, i]) if near else (c[j, i] - c[k, i]) * inverse
+            ds[e, i] = -half * (c[j, i] + c[k, i]) if near else (s[k, i] - s[j, i]) * inverse
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "arcp", "nsz"}, error_model="numpy")
@@ -156,8 +161,10 @@ def _faces(block, normals, faces, sides, a, c, s, dc, ds, real, imag):  # type: 
             rise_s = s_mj - s_km if take_jk else (s_jk - s_mj if take_km else s_km - s_jk)
             near = abs(apart) < 1e-3
             inverse = 1 / (1.0 if near else apart)
-            mean_c = -(c[j, i] + c[k, i] + c[m, i]) / 6
-            mean_s = (s[j, i] + s[k, i] + s[m, i]) / 6
+            # All three close: the mean of f'' / 2 over the corners, to second order.
+            half = (1 + (d_jk * d_jk + d_km * d_km + d_mj * d_mj) / 24) / 6
+            mean_c = -(c[j, i] + c[k, i] + c[m, i]) * half
+            mean_s = (s[j, i] + s[k, i] + s[m, i]) * half
             weight = block[0, i] * nx + block[1, i] * ny + block[2, i] * nz
             real[i] += weight * (mean_c if near else rise_c * inverse)
             imag[i] += weight * (mean_s if near else rise_s * inverse)
