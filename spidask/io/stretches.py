@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,11 @@ from numpy.typing import NDArray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from spidask.errors import DataError
 from spidask.io.hdf5 import StackReader, read_hdf5_ids
-from spidask.io.stack import MISSING_ID, enclose, locate
+from spidask.io.stack import MISSING_ID, UNDECODABLE, enclose, locate
 from spidask.io.zarr import ZarrReader, is_zarr, read_zarr_ids
+
+log = logging.getLogger(__name__)
 
 Span = tuple[int, int, int]
 """Number of a file, first row, number of rows."""
@@ -174,7 +176,7 @@ class Codes(BackendArray):
 
 
 class EventIds(BackendArray):
-    """An event id of every frame, read from the files when asked for.
+    """An event id of every frame, read from the files when asked for; -1 where there is none.
 
     Parameters
     ----------
@@ -211,10 +213,10 @@ class EventIds(BackendArray):
         try:
             ids: NDArray[np.int64] = read(path, names, slice(row, row + n_rows))
             return ids
-        except (OSError, RuntimeError, ValueError) as error:
-            raise DataError(
-                f"{path}: event ids {', '.join(names)} cannot be read: {error}", path=path
-            ) from error
+        except UNDECODABLE as error:
+            # A frame is known by its run and index too: it stays, without this id.
+            log.warning("%s: event ids %s cannot be read: %s", path, ", ".join(names), error)
+            return np.full(n_rows, MISSING_ID, np.int64)
 
 
 def _index(key: indexing.ExplicitIndexer, shape: tuple[int, ...], values: Any) -> Any:

@@ -194,6 +194,20 @@ def test_a_frame_of_nan_and_mixed_dtypes_are_kept_as_they_are(tmp_path):
     assert np.isnan(fill_value(ds["frames"].dtype))
 
 
+def test_event_ids_that_cannot_be_read_cost_no_frame(tmp_path, caplog):
+    data = write(tmp_path / "r1.h5", frames(1, 3))
+    with h5py.File(tmp_path / "r1.h5", "a") as file:
+        file.create_dataset("entry_1/trainId", data=[7, 8, 9], chunks=(3,), compression="gzip")
+        where = file["entry_1/trainId"].id.get_chunk_info(0).byte_offset
+    with open(tmp_path / "r1.h5", "r+b") as file:
+        file.seek(where)
+        file.write(b"\xff" * 8)
+    ds = open_runs(f"{tmp_path}/*.h5")
+    assert ds["trainId"].values.tolist() == [-1, -1, -1]
+    assert "event ids entry_1/trainId cannot be read" in caplog.text
+    np.testing.assert_array_equal(ds["frames"].values, data)
+
+
 def test_signatures_tell_that_a_run_grew(tmp_path):
     write(tmp_path / "r1.h5", frames(1, 3))
     write(tmp_path / "r2.h5", frames(2, 4))
