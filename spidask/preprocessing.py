@@ -59,7 +59,7 @@ def preprocess(frames: xr.Dataset, config: Config) -> xr.Dataset:
         _patterns(frames["frames"].data, part, recipes[code]) for code, part in _stretches(frames)
     ]
     array = da.concatenate(parts)
-    out = frames.drop_vars("frames").assign_coords(
+    out = frames.drop_vars(["frames", "y", "x"], errors="ignore").assign_coords(
         y=np.arange(region[0], region[1]), x=np.arange(region[2], region[3])
     )
     out["patterns"] = (("frame", "y", "x"), array)

@@ -20,7 +20,7 @@ PLANCK_TIMES_LIGHT_EV_M = 1.239841984e-6
 SECTORS = 8
 """Sectors that are left out in turn for the uncertainty of the beam centre."""
 
-RING_WIDTH_PX = 2.0
+RING_WIDTH_PX = 1.0
 """Distance of the radii between which a radial profile is interpolated."""
 
 OUTLIER_SIGMAS = 4.0
@@ -206,8 +206,8 @@ def find_beam_centre(
 
     Notes
     -----
-    Minimizes the sum of I (log I - log of the ring's mean)^2 over all pixels, for counting noise
-    the chi-squared of a radially symmetric pattern; flares and hot pixels are left out after a
+    Minimizes the sum of sqrt(I) (log I - mean of the ring)^2 over all pixels: relative deviations,
+    which the bright inner rings do not decide alone. Flares and hot pixels are left out after a
     first round. First on a grid of a quarter of `reach`, then by the simplex of Nelder and Mead,
     Comput. J. 7 (1965) 308.
 
@@ -293,20 +293,21 @@ def _lit_positions(
 
 
 def _deviations(centre: Centre, y: Float64, x: Float64, signal: Float64) -> Float64:
-    # sqrt(I) (log I - log of the ring's mean), the ring's mean interpolated between radii.
+    # I^(1/4) (log I - mean of the ring), the mean interpolated between radii.
     radius = np.hypot(y - centre[0], x - centre[1]) / RING_WIDTH_PX
     radius -= radius.min()
     inner = radius.astype(int)
     outer_share = radius - inner
     n = int(inner.max()) + 2
+    weight, level = np.sqrt(signal), np.log(signal)
 
-    def over_rings(values: Float64 | float) -> Float64:
+    def over_rings(values: Float64) -> Float64:
         within = np.bincount(inner, (1 - outer_share) * values, n)
         return np.asarray(within + np.bincount(inner + 1, outer_share * values, n))
 
-    ring = over_rings(signal) / np.maximum(over_rings(1.0), 1e-12)
+    ring = over_rings(weight * level) / np.maximum(over_rings(weight), 1e-12)
     mean = ring[inner] * (1 - outer_share) + ring[inner + 1] * outer_share
-    return np.asarray(np.sqrt(signal) * np.log(signal / mean))
+    return np.asarray(np.sqrt(weight) * (level - mean))
 
 
 def _asymmetry(centre: Centre, y: Float64, x: Float64, signal: Float64) -> float:
