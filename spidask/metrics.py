@@ -17,7 +17,7 @@ import scipy.stats
 
 from spidask.errors import DataError
 from spidask.io.labels import read_labels
-from spidask.io.tables import frame_table, read_selection_csv, read_trained_frames
+from spidask.io.tables import frame_table, is_in, read_selection_csv, read_trained_frames
 
 Floats = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
@@ -39,38 +39,6 @@ class Curve:
     precision: npt.NDArray[np.float64]
     recall: npt.NDArray[np.float64]
     thresholds: npt.NDArray[np.float64]
-
-
-def is_in(frames: pd.DataFrame, others: pd.DataFrame) -> Bools:
-    """Tell which frames of one set are in another.
-
-    Parameters
-    ----------
-    frames : pandas.DataFrame
-        Columns run and index.
-    others : pandas.DataFrame
-        Columns run and index.
-
-    Returns
-    -------
-    numpy.ndarray
-        For each row of `frames`, shape (row,), bool.
-
-    Examples
-    --------
-    >>> a = pd.DataFrame({"run": ["r1", "r1", "r2"], "index": [0, 1, 0]})
-    >>> b = pd.DataFrame({"run": ["r2", "r1"], "index": [0, 1]})
-    >>> is_in(a, b).tolist()
-    [False, True, True]
-    """
-    runs = pd.Index(others["run"].astype(str).unique())
-    wanted = runs.get_indexer(others["run"].astype(str)), others["index"].to_numpy(np.int64)
-    # One number for each frame; runs that the other set lacks get -1 and match nothing.
-    code = _codes(frames["run"], runs)
-    index = frames["index"].to_numpy(np.int64)
-    span = int(wanted[1].max(initial=0)) + 1
-    possible = (code >= 0) & (index < span)
-    return possible & np.isin(code * span + index, wanted[0] * span + wanted[1])
 
 
 def iou(a: pd.DataFrame, b: pd.DataFrame) -> float:
@@ -248,8 +216,8 @@ def average_precision_interval(
         drawn = np.concatenate([random.choice(group, len(group)) for group in groups])
         weights = np.bincount(drawn, minlength=len(scores)).astype(float)
         values.append(average_precision(scores, is_single, weights))
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return low, high
 
 
 def proportion_interval(n_true: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -367,8 +335,7 @@ def compare(a: str | Path, b: str | Path, truth: str | Path | None = None) -> pd
     classified and that no member of either was trained on.
     """
     paths = [str(a), str(b)]
-    trained = pd.concat([frame_table(read_trained_frames(path)) for path in paths])
-    trained = trained.drop_duplicates()
+    trained = pd.concat([frame_table(read_trained_frames(p)) for p in paths]).drop_duplicates()
     tables = [read_selection_csv(path) for path in paths]
     tables = [table[~is_in(table, trained)] for table in tables]
     chosen = [table[table["selected"]] for table in tables]
@@ -410,13 +377,6 @@ def _by_run(labels: pd.DataFrame, source: str | Path) -> pd.DataFrame:
         f"{source}: names frames by {', '.join(labels.columns[:-1])}; selections are compared by "
         "run,index",
     )
-
-
-def _codes(column: pd.Series[Any], runs: pd.Index[Any]) -> npt.NDArray[np.int64]:
-    # A category column of 10^7 rows is looked up once for each run, not for each row.
-    column = column.astype("category")
-    lookup = runs.get_indexer(column.cat.categories.astype(str))
-    return np.append(lookup, -1)[column.cat.codes.to_numpy()].astype(np.int64)
 
 
 def _aligned(

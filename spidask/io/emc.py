@@ -1,4 +1,4 @@
-"""Files of Dragonfly: sparse photons, detector, blacklist and settings, both ways.
+"""Photons in the files of Dragonfly, HDF5 and binary, both ways.
 
 Source: https://github.com/duaneloh/Dragonfly/wiki and the readers of dragonfly-spi 0.1.0.
 Photons are `scipy.sparse.csr_array` of int32, a row for each frame and a column for each pixel.
@@ -6,13 +6,11 @@ Photons are `scipy.sparse.csr_array` of int32, a row for each frame and a column
 
 from __future__ import annotations
 
-import configparser
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,33 +28,6 @@ MISSING = -1
 HEADER_BYTES = 1024
 KINDS = {0: "sparse", 1: "<i4", 2: "<f8"}
 PARTS = ("place_ones", "place_multi", "count_multi")
-
-
-@dataclass(frozen=True)
-class Detector:
-    """What Dragonfly knows of each pixel; all arrays have the shape (pixel,).
-
-    Attributes
-    ----------
-    qx, qy, qz : numpy.ndarray
-        Scattering vector, float64, in voxels.
-    corr : numpy.ndarray
-        Polarization times solid angle of a unit pixel, float64.
-    mask : numpy.ndarray
-        0 use, 1 use but not for orientation, 2 ignore; uint8.
-    detd : float
-        Detector distance, in pixels.
-    ewald_rad : float
-        Radius of the Ewald sphere, in voxels.
-    """
-
-    qx: npt.NDArray[np.float64]
-    qy: npt.NDArray[np.float64]
-    qz: npt.NDArray[np.float64]
-    corr: npt.NDArray[np.float64]
-    mask: npt.NDArray[np.uint8]
-    detd: float
-    ewald_rad: float
 
 
 def write_photons(
@@ -202,114 +173,6 @@ def read_missing(
     """
     with h5py.File(path, "r") as file:
         return list(file["place_missing"][frames])
-
-
-def write_detector(path: str | Path, detector: Detector) -> None:
-    """Write Dragonfly's detector file.
-
-    Parameters
-    ----------
-    path : str or pathlib.Path
-        File to write; it appears when it is complete.
-    detector : Detector
-        What to write.
-    """
-    part = Path(f"{path}.part")
-    with h5py.File(part, "w") as file:
-        for name in ("qx", "qy", "qz", "corr"):
-            file[name] = np.asarray(getattr(detector, name), np.float64)
-        file["mask"] = np.asarray(detector.mask, np.uint8)
-        file["detd"] = float(detector.detd)
-        file["ewald_rad"] = float(detector.ewald_rad)
-    os.replace(part, path)
-
-
-def read_detector(path: str | Path) -> Detector:
-    """Read Dragonfly's detector file.
-
-    Parameters
-    ----------
-    path : str or pathlib.Path
-        File to read.
-
-    Returns
-    -------
-    Detector
-        What it holds; a background is left out.
-
-    Raises
-    ------
-    DataError
-        If it is no such file or its arrays differ in length.
-    """
-    try:
-        with h5py.File(path, "r") as file:
-            values = {field.name: file[field.name][()] for field in fields(Detector)}
-    except (OSError, KeyError) as error:
-        raise DataError(
-            f"{path}: is no detector file of Dragonfly: {error}", path=str(path)
-        ) from None
-    shapes = {np.shape(values[name]) for name in ("qx", "qy", "qz", "corr", "mask")}
-    if len(shapes) != 1:
-        raise DataError(f"{path}: arrays of different lengths {sorted(shapes)}", path=str(path))
-    return Detector(**values)
-
-
-def write_blacklist(path: str | Path, excluded: npt.NDArray[np.bool_]) -> None:
-    """Write which frames Dragonfly leaves out.
-
-    Parameters
-    ----------
-    path : str or pathlib.Path
-        File to write, a line for each frame: 1 excluded, 0 used.
-    excluded : numpy.ndarray
-        True for frames to leave out, shape (frame,), bool.
-    """
-    lines = np.where(excluded, b"1\n", b"0\n").tobytes()
-    part = Path(f"{path}.part")
-    part.write_bytes(lines)
-    os.replace(part, path)
-
-
-def read_blacklist(path: str | Path) -> npt.NDArray[np.bool_]:
-    """Read which frames Dragonfly leaves out.
-
-    Parameters
-    ----------
-    path : str or pathlib.Path
-        File to read.
-
-    Returns
-    -------
-    numpy.ndarray
-        True for frames left out, shape (frame,), bool.
-
-    Raises
-    ------
-    DataError
-        If a line is neither 0 nor 1.
-    """
-    lines = Path(path).read_text().split()
-    for number, line in enumerate(lines, 1):
-        if line not in ("0", "1"):
-            raise DataError(f"{path}, line {number}: '{line}', expected 0 or 1", path=str(path))
-    return np.array([line == "1" for line in lines], bool)
-
-
-def write_settings(path: str | Path, sections: Mapping[str, Mapping[str, object]]) -> None:
-    """Write Dragonfly's config.ini.
-
-    Parameters
-    ----------
-    path : str or pathlib.Path
-        File to write; paths among the values are taken from its folder.
-    sections : mapping
-        Section to key to value.
-    """
-    parser = configparser.ConfigParser()
-    parser.read_dict(sections)
-    with open(path, "w") as file:
-        parser.write(file)
 
 
 def _counted(

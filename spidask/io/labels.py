@@ -50,7 +50,7 @@ def read_labels(source: str | Path) -> pd.DataFrame:
     paths = [str(source)] if Path(source).is_file() else sorted(glob.glob(str(source)))
     if not paths:
         raise DataError(
-            f"{source}: no such file of labels; give a path or a glob", path=str(source)
+            f"{source}: no such table of labels; give a path or a glob", path=str(source)
         )
     tables = [_read_one(path) for path in paths]
     identity = _identity(tables[0].columns)
@@ -93,7 +93,7 @@ def locate(labels: pd.DataFrame, frames: xr.Dataset) -> npt.NDArray[np.int64]:
     missing = [name for name in identity if name not in frames.variables]
     if missing:
         raise DataError(
-            f"labels name frames by {', '.join(identity)}, but the runs have no {missing[0]}; "
+            f"the table names frames by {', '.join(identity)}, but the runs have no {missing[0]}; "
             "give labels by run,index",
             missing=missing,
         )
@@ -106,7 +106,7 @@ def locate(labels: pd.DataFrame, frames: xr.Dataset) -> npt.NDArray[np.int64]:
     if len(lost):
         first = "; ".join(" ".join(map(str, row)) for row in lost[identity].values[:3])
         raise DataError(
-            f"{len(lost)} of {len(labels)} labels match no frame, the first by "
+            f"{len(lost)} of {len(labels)} rows match no frame, the first by "
             f"{', '.join(identity)}: {first}; check runs.files and the table",
             n_unmatched=len(lost),
         )
@@ -148,7 +148,9 @@ def _identity(columns: pd.Index, path: str | None = None) -> tuple[str, ...]:
 
 
 def _whole_numbers(column: pd.Series[str], path: str) -> pd.Series[int]:
-    wrong = column[~column.str.fullmatch(r"[0-9]{1,18}")]
+    largest = str(np.iinfo(np.int64).max)
+    fits = column.str.fullmatch(r"[0-9]{1,19}") & (column.str.zfill(19) <= largest)
+    wrong = column[~fits]
     if len(wrong):
         line = wrong.index[0] + 2
         raise DataError(

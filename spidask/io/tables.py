@@ -1,4 +1,4 @@
-"""Selections as tables: ``selection.csv``, and which frames their members were trained on."""
+"""Tables of frames: ``selection.csv``, the frames used in training, and sets of frames."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
@@ -155,6 +156,45 @@ def frame_table(frames: Mapping[str, Sequence[int]]) -> pd.DataFrame:
     runs = [run for run, indices in frames.items() for _ in indices]
     indices = [index for run in frames for index in frames[run]]
     return pd.DataFrame({"run": pd.array(runs, "str"), "index": np.array(indices, np.int64)})
+
+
+def is_in(frames: pd.DataFrame, others: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Tell which frames of one set are in another.
+
+    Parameters
+    ----------
+    frames : pandas.DataFrame
+        Columns run and index.
+    others : pandas.DataFrame
+        Columns run and index.
+
+    Returns
+    -------
+    numpy.ndarray
+        For each row of `frames`, shape (row,), bool.
+
+    Examples
+    --------
+    >>> a = pd.DataFrame({"run": ["r1", "r1", "r2"], "index": [0, 1, 0]})
+    >>> b = pd.DataFrame({"run": ["r2", "r1"], "index": [0, 1]})
+    >>> is_in(a, b).tolist()
+    [False, True, True]
+    """
+    runs = pd.Index(others["run"].astype(str).unique())
+    wanted = runs.get_indexer(others["run"].astype(str)), others["index"].to_numpy(np.int64)
+    # One number for each frame; runs that the other set lacks get -1 and match nothing.
+    code = _codes(frames["run"], runs)
+    index = frames["index"].to_numpy(np.int64)
+    span = int(wanted[1].max(initial=0)) + 1
+    possible = (code >= 0) & (index < span)
+    return possible & np.isin(code * span + index, wanted[0] * span + wanted[1])
+
+
+def _codes(column: pd.Series[Any], runs: pd.Index[Any]) -> npt.NDArray[np.int64]:
+    # A category column of 10^7 rows is looked up once for each run, not for each row.
+    column = column.astype("category")
+    lookup = runs.get_indexer(column.cat.categories.astype(str))
+    return np.append(lookup, -1)[column.cat.codes.to_numpy()].astype(np.int64)
 
 
 def _numbers(values: xr.DataArray) -> pa.Array[Any]:

@@ -1,0 +1,113 @@
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from spidask.errors import DataError
+from spidask.io.labels import locate, read_labels
+
+
+def write(path, *lines):
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_labels_by_run_and_index(tmp_path):
+    path = write(
+        tmp_path / "l.csv", "note,run,label,index", "a,r01,single,12", ",0002, multiple ,0", ""
+    )
+    labels = read_labels(path)
+    assert list(labels.columns) == ["run", "index", "label"]
+    # Names of runs stay text, leading zeros and all.
+    assert labels.values.tolist() == [["r01", 12, "single"], ["0002", 0, "multiple"]]
+    assert labels["index"].dtype == np.int64
+
+
+def test_a_glob_joins_files(tmp_path):
+    write(tmp_path / "truth_b.csv", "run,index,label", "r2,0,single")
+    write(tmp_path / "truth_a.csv", "run,index,label", "r1,5,background")
+    labels = read_labels(tmp_path / "truth_*.csv")
+    assert labels["run"].tolist() == ["r1", "r2"]
+
+
+def test_event_ids_name_frames_too(tmp_path):
+    path = write(tmp_path / "l.csv", "trainId,pulseId,label", "1000000001,7,single")
+    assert read_labels(path).values.tolist() == [[1000000001, 7, "single"]]
+    path = write(tmp_path / "t.csv", "label,timestamp", f"single,{2**62}")
+    assert read_labels(path).values.tolist() == [[2**62, "single"]]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["run,index,label", "r1,0,single", "r1,1,dubble"], r"line 3: label 'dubble' .* known: b"),
+        (["run,index,class", "r1,0,single"], "columns run, index, class; expected run,index,label"),
+        (["run,label", "r1,single"], "columns run, label; expected run,index,label"),
+        (["run,index,label", "r1,0,single", "r2,0,single", "r1,0,multiple"],
+         r"line 4: run r1 index 0 is labelled a second time, first in .*line 2"),
+        (["run,index,label", "r1,1.5,single"], "line 2: index '1.5' is no whole number"),
+        (["run,index,label", "r1,-1,single"], "line 2: index '-1' is no whole number"),
+        (["run,index,label", "", "r1,,single"], "line 3: index '' is no whole number"),
+    ],
+)  # fmt: skip
+def test_a_broken_table_is_named_with_its_line(tmp_path, lines, message):
+    with pytest.raises(DataError, match=message):
+        read_labels(write(tmp_path / "l.csv", *lines))
+
+
+def test_no_table_at_all(tmp_path):
+    with pytest.raises(DataError, match="no such table"):
+        read_labels(tmp_path / "none*.csv")
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(DataError, match="is no CSV table"):
+        read_labels(tmp_path / "empty.csv")
+    (tmp_path / "binary.csv").write_bytes(b"\x89HDF\xff\xfe\x00")
+    with pytest.raises(DataError, match="is no CSV table"):
+        read_labels(tmp_path / "binary.csv")
+
+
+def test_files_of_different_form_are_not_joined(tmp_path):
+    write(tmp_path / "a.csv", "run,index,label", "r1,5,background")
+    write(tmp_path / "b.csv", "timestamp,label", "5,background")
+    with pytest.raises(DataError, match="by other columns than"):
+        read_labels(tmp_path / "*.csv")
+
+
+@pytest.fixture
+def frames():
+    return xr.Dataset(
+        coords={
+            "run": ("frame", np.array([0, 0, 1, 1, 1], np.int32)),
+            "index": ("frame", np.array([0, 1, 0, 1, 2])),
+            "timestamp": ("frame", np.array([50, 40, -1, -1, 40])),
+            "run_name": ("run_code", np.array(["r1", "r2"], object)),
+        }
+    )
+
+
+def labels_of(**columns):
+    n = len(next(iter(columns.values())))
+    return pd.DataFrame(columns | {"label": ["single"] * n})
+
+
+def test_frames_are_found_in_the_order_of_the_table(frames):
+    labels = labels_of(run=["r2", "r1", "r2"], index=[2, 1, 0])
+    rows = locate(labels, frames)
+    assert rows.tolist() == [4, 1, 2]
+    assert rows.dtype == np.int64
+    assert locate(labels_of(timestamp=[50]), frames).tolist() == [0]
+    assert locate(labels[:0], frames).tolist() == []
+
+
+def test_labels_without_a_frame_are_counted_and_named(frames):
+    labels = labels_of(run=["r2", "r1", "r3"], index=[2, 7, 0])
+    with pytest.raises(DataError, match=r"2 of 3 rows match no frame.*: r1 7; r3 0") as caught:
+        locate(labels, frames)
+    assert caught.value.n_unmatched == 2
+
+
+def test_ids_that_say_too_little_are_refused(frames):
+    with pytest.raises(DataError, match="timestamp 40 stands for several frames"):
+        locate(labels_of(timestamp=[40]), frames)
+    with pytest.raises(DataError, match="the runs have no trainId"):
+        locate(labels_of(trainId=[1], pulseId=[2]), frames)
