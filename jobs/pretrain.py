@@ -3,7 +3,7 @@
 The patterns are those of the 2018 experiment with fluence, hole, dead columns and beam position
 drawn anew each time a pattern is shown, so that the network learns particles and not a detector.
 
-    python jobs/pretrain.py out/pretrain --patterns 24000 --iterations 6000
+    python jobs/pretrain.py out/pretrain --patterns 36000 --iterations 3600
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import functools
 import logging
 from pathlib import Path
 
+import numba
 import numpy as np
 
 from spidask.config import Ensemble, Geometry, Region, Training
@@ -47,10 +48,28 @@ def simulate(n: int, seed: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
         return file["photons"], file["codes"]
 
 
+@numba.njit(nogil=True, fastmath=True)
+def count(expected: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Poisson photons by inversion, many times quicker than the library for faint pixels."""
+    out = np.empty(expected.shape, np.float32)
+    for i, mean in enumerate(expected.flat):
+        if mean > 30:
+            out.flat[i] = random.poisson(mean)
+            continue
+        n, left = 0, random.random()
+        share = np.exp(-mean)
+        while left > share and n < 200:
+            left -= share
+            n += 1
+            share *= mean / n
+        out.flat[i] = n
+    return out
+
+
 def observe(expected: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """One exposure: a fluence, a hole, dead columns, and the photons that happen to come."""
-    brightness = np.exp(random.uniform(np.log(0.7), np.log(8.0)))
-    pattern = random.poisson(expected.astype(np.float32) * brightness).astype(np.float32)
+    brightness = np.exp(random.uniform(np.log(0.7), np.log(5.0)))
+    pattern = count(expected.astype(np.float32) * np.float32(brightness), random)
     height, width = pattern.shape
     centre = width // 2 + random.integers(-4, 5)
     if random.random() < 0.9:
@@ -85,8 +104,8 @@ def main() -> None:
     """Simulate, train, write the member."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--patterns", type=int, default=24000)
-    parser.add_argument("--iterations", type=int, default=6000)
+    parser.add_argument("--patterns", type=int, default=36000)
+    parser.add_argument("--iterations", type=int, default=3600)
     parser.add_argument("--seed", type=int, default=2018)
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()

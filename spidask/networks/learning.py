@@ -144,7 +144,7 @@ def train_rank(
     """
     with _threads(settings.threads):
         torch.manual_seed(seed)
-        network = _initial(settings).to(device)
+        network = _initial(settings).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )

@@ -105,7 +105,8 @@ def load_member(path: str | Path, device: str | torch.device = "cpu") -> Member:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} is no member of this version: {reason}", path=str(path)) from None
-    network.to(device).eval().requires_grad_(False)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.eval().requires_grad_(False)
     return Member(network, representation, provenance=metadata["provenance"], **numbers)
 
 

@@ -1,0 +1,41 @@
+"""Augmentation keeps photons whole, noise Poisson and missing pixels missing."""
+
+import numpy as np
+
+from spidask.networks.augmentation import augment, shift, thin
+
+
+def test_thinned_poisson_is_poisson_of_the_smaller_mean():
+    random = np.random.default_rng(0)
+    pattern = random.poisson(8.0, (300, 300)).astype(np.float32)
+    thinned = thin(pattern, 0.25, random)
+    # Mean and variance 2, each within five standard errors of 90 000 pixels.
+    assert abs(thinned.mean() - 2) < 5 * np.sqrt(2 / 9e4)
+    assert abs(thinned.var() - 2) < 5 * np.sqrt((2 + 2 * 4) / 9e4)
+    assert (thinned <= pattern).all()
+
+
+def test_missing_pixels_stay_missing_when_thinned():
+    pattern = np.array([[np.nan, 4.0]], np.float32)
+    thinned = thin(pattern, 0.5, np.random.default_rng(0))
+    assert np.isnan(thinned[0, 0])
+    assert thinned[0, 1] in range(5)
+
+
+def test_shift_moves_each_way():
+    pattern = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_array_equal(shift(pattern, -1, 0), [[4, 5, 6], [np.nan] * 3])
+    np.testing.assert_array_equal(shift(pattern, 1, -1), [[np.nan] * 3, [2, 3, np.nan]])
+    np.testing.assert_array_equal(shift(pattern, 0, 0), pattern)
+
+
+def test_augmentation_depends_on_its_generator_only_and_leaves_the_pattern_alone():
+    pattern = np.random.default_rng(0).poisson(3.0, (40, 50)).astype(np.float32)
+    before = pattern.copy()
+    first, second = (augment(pattern, np.random.default_rng([1, 2])) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(pattern, before)
+    assert first.dtype == np.float32
+    kept = first[np.isfinite(first)]
+    np.testing.assert_array_equal(kept, np.round(kept))
+    assert not np.array_equal(first, augment(pattern, np.random.default_rng([1, 3])))

@@ -1,0 +1,81 @@
+"""The compact network: its size, its missing pixels, and what its autocorrelation sees."""
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from spidask.config import Representation
+from spidask.networks.compact import Compact, PartialConv, autocorrelation
+from spidask.networks.representation import represent
+
+NAN = float("nan")
+
+
+def test_stays_within_its_size_at_the_region_of_the_experiment():
+    network = Compact().eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 1, 123, 240), torch.ones(1, 1, 123, 240))
+    assert counter.get_total_flops() <= 0.1e9
+    assert sum(parameter.numel() for parameter in network.parameters()) <= 1_000_000
+
+
+def test_partial_convolution_of_a_constant_does_not_see_holes():
+    torch.manual_seed(0)
+    layer = PartialConv(3, 3, 1)
+    layer.conv.weight.data.fill_(0.5)
+    present = torch.ones(1, 1, 5, 5)
+    present[0, 0, 1:3, 1:4] = 0
+    out = layer(2.0 * present, present)
+    # Nine pixels of 2 with weights of 1/2 are 9, at the borders and beside the hole as well.
+    assert torch.allclose(out, torch.full_like(out, 9.0))
+
+
+def test_partial_convolution_of_nothing_is_zero():
+    layer = PartialConv(2, 3, 1)
+    out = layer(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4))
+    assert torch.equal(out, torch.zeros(1, 2, 4, 4))
+
+
+def test_missing_pixels_are_not_dark_pixels():
+    torch.manual_seed(0)
+    network = Compact().eval()
+    dark = torch.from_numpy(np.random.default_rng(0).poisson(2.0, (1, 48, 64))).float()
+    missing = dark.clone()
+    dark[:, 10:20, 10:30] = 0
+    missing[:, 10:20, 10:30] = NAN
+    with torch.no_grad():
+        outputs = [network(*represent(x, Representation())) for x in (dark, missing)]
+    assert not torch.allclose(*outputs, atol=1e-4)
+
+
+def test_what_stands_under_a_missing_pixel_does_not_matter():
+    values, present = represent(torch.tensor([[[1.0, NAN], [3.0, 0.0]]]), Representation())
+    assert values[0, 0, 0, 1] == 0
+    assert present.flatten().tolist() == [1, 0, 1, 1]
+
+
+def test_representation_in_both_scales():
+    photons = torch.tensor([[[0.0, 30.0, 60.0]]])
+    linear, _ = represent(photons, Representation(scale="linear", maximum=30))
+    logarithmic, _ = represent(photons, Representation(scale="logarithmic", maximum=30))
+    assert linear.flatten().tolist() == [0, 1, 1]
+    expected = [0, 1, np.log(61) / np.log(31)]
+    np.testing.assert_allclose(logarithmic.flatten(), expected, rtol=1e-6)
+
+
+def test_fringes_become_a_spot_at_their_frequency():
+    height, width, period = 64, 96, 8
+    x = torch.arange(width)
+    fringes = (1 + torch.cos(2 * torch.pi * x / period)).expand(1, 1, height, width)
+    power = autocorrelation(fringes.contiguous(), torch.ones(1, 1, height, width))
+    row, column = divmod(int(power.argmax()), power.shape[-1])
+    # 96 pixels hold 12 periods: column 12 of the transform, 6 after pooling by two; no change
+    # along y is row height / 2, which is 16 after pooling.
+    assert (row, column) == (16, 6)
+
+
+def test_any_region_size_gives_four_classes():
+    network = Compact().eval()
+    for height, width in ((33, 70), (128, 128)):
+        shape = (2, 1, height, width)
+        assert network(torch.rand(shape), torch.ones(shape)).shape == (2, 4)

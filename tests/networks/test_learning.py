@@ -1,0 +1,92 @@
+"""The training loop: it learns, resumes to the last bit, and stops on nonsense."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from spidask.config import Training
+from spidask.errors import TrainingError
+from spidask.networks.learning import (
+    Labelled,
+    draw_batch,
+    list_checkpoints,
+    load_checkpoint,
+    train_rank,
+)
+
+SETTINGS = Training(
+    initial="random", iterations=6, checkpoint_every=2, batch_size=8, learning_rate=3e-3, threads=1
+)
+
+
+def make_labelled(n: int, seed: int = 0) -> Labelled:
+    """Fringes are multiple hits, rings are single ones; easy, but not linear."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[0:40, 0:48]
+    classes = np.arange(n) % 2 + 1
+    radius = np.hypot(y + 3, x - 24)
+    rings = 3 * (1 + np.cos(radius / 2))
+    fringes = 3 * (1 + np.cos(y * 0.7 + x * 0.9))
+    means = np.where((classes == 1)[:, None, None], rings, fringes)
+    return Labelled(random.poisson(means).astype(np.float32), classes)
+
+
+def judge(logits):
+    return {"validation_f1": float(np.mean(logits > 0))}
+
+
+def run(folder, settings=SETTINGS):
+    labelled = make_labelled(20)
+    draw = functools.partial(draw_batch, labelled, settings.batch_size, 5)
+    train_rank(draw, labelled.patterns[:6], judge, settings, 5, folder)
+    return [load_checkpoint(path) for path in list_checkpoints(folder)]
+
+
+def test_resumed_training_is_equal_bit_for_bit(tmp_path):
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "parts", SETTINGS.model_copy(update={"iterations": 6}))
+    for path in list_checkpoints(tmp_path / "parts")[1:]:
+        path.unlink()  # as if killed after the first checkpoint
+    parts = run(tmp_path / "parts")
+    assert [c.iteration for c, _ in whole] == [2, 4, 6]
+    assert [c.history for c, _ in whole] == [c.history for c, _ in parts]
+    for (_, a), (_, b) in zip(whole, parts, strict=True):
+        assert a.keys() == b.keys()
+        assert all(np.array_equal(a[name], b[name]) for name in a)
+    table = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "parts")]
+    assert table[0] == table[1]
+    assert len(table[0].splitlines()) == 7
+
+
+def test_overfits_a_few_patterns(tmp_path):
+    settings = SETTINGS.model_copy(update={"iterations": 60, "checkpoint_every": 60})
+    labelled = make_labelled(16)
+    draw = functools.partial(draw_batch, labelled, 16, 0)
+    train_rank(draw, labelled.patterns, judge, settings, 0, tmp_path)
+    checkpoint, _ = load_checkpoint(list_checkpoints(tmp_path)[-1])
+    np.testing.assert_array_equal(checkpoint.validation > 0, labelled.classes == 1)
+
+
+def test_batch_depends_on_seed_and_iteration_only():
+    labelled = make_labelled(20)
+    first, again = (draw_batch(labelled, 8, 1, 3) for _ in range(2))
+    np.testing.assert_array_equal(first.patterns, again.patterns)
+    other = draw_batch(labelled, 8, 1, 4)
+    assert not np.array_equal(first.classes, other.classes) or not np.array_equal(
+        first.patterns, other.patterns
+    )
+
+
+def test_rare_classes_are_drawn_more_often_than_they_are():
+    patterns = np.zeros((101, 4, 4), np.float32)
+    labelled = Labelled(patterns, np.array([1] + [2] * 100))
+    drawn = np.concatenate([draw_batch(labelled, 64, 0, i).classes for i in range(20)])
+    # Square roots of 1 and 100: one in eleven instead of one in a hundred.
+    assert abs(np.mean(drawn == 1) - 1 / 11) < 0.04
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
+    settings = SETTINGS.model_copy(update={"learning_rate": 1e30, "iterations": 20})
+    with pytest.raises(TrainingError, match=r"training\.learning_rate"):
+        run(tmp_path, settings)

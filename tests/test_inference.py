@@ -1,0 +1,117 @@
+"""Inference: the same answer whatever the blocks, shards and workers."""
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+
+from spidask.cluster import connect
+from spidask.config import Cluster
+from spidask.errors import ClusterError, DataError
+from spidask.inference import classify, classify_runs, enclose_windows, resolve_device
+from spidask.io.labels import read_labels
+from spidask.io.runs import open_runs, sign_files
+from spidask.io.store import gather_labels, missing_shards
+from spidask.preprocessing import preprocess
+
+
+def label(beamtime, output, client=None, **inference):
+    config = beamtime.config(output, hits={"threshold": "adaptive"}, inference=inference)
+    frames = open_runs(
+        config.runs.files, "data", frames_per_block=config.inference.frames_per_block
+    )
+    done = classify_runs(
+        frames, beamtime.members, config, output / "labels.zarr", sign_files(frames), client
+    )
+    return done, gather_labels(output / "labels.zarr")
+
+
+@pytest.fixture(scope="module")
+def reference(beamtime, tmp_path_factory):
+    return label(beamtime, tmp_path_factory.mktemp("reference"))[1]
+
+
+def assert_equal_bits(found: xr.Dataset, expected: xr.Dataset) -> None:
+    assert set(found.variables) == set(expected.variables)
+    for name in expected.variables:
+        np.testing.assert_array_equal(found[name].values, expected[name].values, err_msg=name)
+
+
+def test_classify_is_lazy_and_needs_patterns_and_members(beamtime, tmp_path):
+    config = beamtime.config(tmp_path)
+    patterns = preprocess(open_runs(config.runs.files, "data"), config)
+    out = classify(patterns, beamtime.members, config)
+    assert isinstance(out["scores"].data, da.Array)
+    assert out["scores"].dims == ("frame", "member")
+    assert out["member"].values.tolist() == ["m0", "m1"]
+    with pytest.raises(DataError, match="no members"):
+        classify(patterns, [], config)
+    with pytest.raises(DataError, match="'hit'"):
+        classify(patterns.drop_vars("hit"), beamtime.members, config)
+
+
+def test_only_hits_are_scored_and_sized(beamtime, reference):
+    hit = reference["hit"].values
+    truth = read_labels(beamtime.folder / "truth.csv")["label"].to_numpy()
+    np.testing.assert_array_equal(hit[300:], truth != "background")
+    assert np.isnan(reference["scores"].values[~hit]).all()
+    assert np.isfinite(reference["scores"].values[hit]).all()
+    assert np.isnan(reference["diameter"].values[~hit]).all()
+
+
+@pytest.mark.parametrize("frames_per_block", [7, 64, 500])
+def test_block_size_changes_nothing(beamtime, reference, tmp_path, frames_per_block):
+    _, found = label(beamtime, tmp_path, frames_per_block=frames_per_block)
+    assert_equal_bits(found, reference)
+
+
+def test_shard_size_changes_nothing(beamtime, reference, tmp_path):
+    done, found = label(beamtime, tmp_path, frames_per_shard=100)
+    assert sorted((s.run, s.number, s.n_frames) for s in done)[:2] == [
+        ("r0001", 0, 100),
+        ("r0001", 1, 50),
+    ]
+    assert_equal_bits(found, reference)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(beamtime, reference, tmp_path, workers):
+    with connect(Cluster(workers=workers)) as client:
+        _, found = label(beamtime, tmp_path, client)
+    assert_equal_bits(found, reference)
+
+
+def test_finished_shards_are_not_done_again(beamtime, reference, tmp_path):
+    done, _ = label(beamtime, tmp_path)
+    assert len(done) == 2 + 2 + 3
+    again, found = label(beamtime, tmp_path)
+    assert again == []
+    assert_equal_bits(found, reference)
+    assert missing_shards(tmp_path / "labels.zarr", "r0003") == []
+
+
+def test_a_failing_shard_is_named_and_the_others_are_stored(beamtime, tmp_path):
+    config = beamtime.config(
+        tmp_path,
+        per_run={"r0002": {"preprocessing": {"dark": str(tmp_path / "gone.h5:dark")}}},
+    )
+    frames = open_runs(config.runs.files, "data")
+    store = tmp_path / "labels.zarr"
+    with pytest.raises(DataError, match=r"2 of 7 shards failed, first shard 0 of r0002: .*gone"):
+        classify_runs(frames, beamtime.members, config, store, sign_files(frames))
+    assert missing_shards(store, "r0002") == [0, 1]
+    assert missing_shards(store, "r0001") == missing_shards(store, "r0003") == []
+
+
+def test_windows_are_enclosed():
+    assert enclose_windows(slice(0, 10), 100, 250) == slice(0, 100)
+    assert enclose_windows(slice(110, 120), 100, 250) == slice(100, 250)
+    assert enclose_windows(slice(240, 250), 100, 250) == slice(100, 250)
+    assert enclose_windows(slice(0, 50), 100, 50) == slice(0, 50)
+
+
+def test_cuda_is_refused_where_there_is_none(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert resolve_device("auto") == "cpu"
+    with pytest.raises(ClusterError, match=r"inference\.device"):
+        resolve_device("cuda")

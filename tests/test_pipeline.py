@@ -1,0 +1,230 @@
+"""A whole beamtime, small: balance, resuming, stale folders, bad files."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from spidask import pipeline
+from spidask.config import Config
+from spidask.errors import ConfigError, SpidaskError, StoreError
+from spidask.io.store import gather_labels
+from spidask.schema import REASONS
+
+FIXED_NAMES = (
+    "labels.zarr",
+    "selection.csv",
+    "members",
+    "metrics.csv",
+    "manifest.json",
+    "report.html",
+    "dragonfly/photons.h5",
+    "dragonfly/detector.h5",
+    "dragonfly/blacklist.txt",
+    "dragonfly/config.ini",
+    "selection.cxi",
+)
+
+
+@pytest.fixture(scope="module")
+def done(beamtime, tmp_path_factory):
+    """An output folder where everything is done."""
+    config = beamtime.config(tmp_path_factory.mktemp("done"))
+    return config, pipeline.run(config)
+
+
+@pytest.fixture
+def copied(done, tmp_path):
+    """The same in a folder of its own, to change."""
+    config, _ = done
+    shutil.copytree(config.output, tmp_path / "out")
+    return config.model_copy(update={"output": str(tmp_path / "out")})
+
+
+def read_table(output: str | Path) -> pd.DataFrame:
+    return pd.read_csv(Path(output) / "selection.csv", keep_default_na=False)
+
+
+def test_everything_is_there_under_its_name(done):
+    config, _ = done
+    assert [n for n in FIXED_NAMES if not (Path(config.output) / n).exists()] == []
+
+
+def test_frames_in_are_frames_out(done):
+    config, manifest = done
+    counts = manifest["counts"]["select"]
+    table = read_table(config.output)
+    assert len(table) == counts["frames"] == 600
+    assert counts["selected"] + sum(counts[name] for name in REASONS[1:]) == 600
+    found = table["reason"].value_counts()
+    assert {name: int(found.get(name, 0)) for name in REASONS[1:]} == {
+        name: counts[name] for name in REASONS[1:]
+    }
+    assert int((table["reason"] == "").sum()) == counts["selected"]
+
+
+def test_manifest_holds_the_merged_config_and_versions(done):
+    config, manifest = done
+    assert manifest["config"] == config.model_dump(mode="json")
+    assert manifest["versions"]["spidask"]
+    assert manifest["counts"]["train"]["labels"] == 300
+
+
+def test_metrics_come_from_frames_that_did_not_train(done):
+    _, manifest = done
+    metrics = manifest["counts"]["metrics"]
+    assert metrics["reject everything"]["recall"] == 0
+    assert 0 <= metrics["selection"]["average_precision"] <= 1
+
+
+def test_a_second_run_does_nothing_again(copied):
+    output = Path(copied.output)
+    before = {p: p.stat().st_mtime_ns for p in output.rglob("*") if "labels.zarr/" in str(p)}
+    members = {p: p.read_bytes() for p in (output / "members").iterdir()}
+    photons = (output / "dragonfly/photons.h5").stat().st_mtime_ns
+    pipeline.run(copied)
+    after = {p: p.stat().st_mtime_ns for p in before if p.name != "zarr.json"}
+    assert after == {p: t for p, t in before.items() if p.name != "zarr.json"}
+    assert {p: p.read_bytes() for p in (output / "members").iterdir()} == members
+    assert (output / "dragonfly/photons.h5").stat().st_mtime_ns == photons
+
+
+def test_a_changed_setting_stops_and_is_named(copied):
+    changed = copied.model_copy(update={"hits": copied.hits.model_copy(update={"threshold": 50.0})})
+    with pytest.raises(StoreError, match=r"hits\.threshold.*100.*50"):
+        pipeline.run(changed)
+    training = copied.training.model_copy(update={"seed": 1})
+    with pytest.raises(StoreError, match=r"training\.seed \(was 0, is 1\)"):
+        pipeline.run(copied.model_copy(update={"training": training}))
+
+
+def test_select_again_changes_window_and_blacklist_only(copied):
+    output = Path(copied.output)
+    photons = (output / "dragonfly/photons.h5").stat().st_mtime_ns
+    manifest = pipeline.select_again(output, ["selection.size_window_nm=[1, 2]"])
+    assert manifest["counts"]["select"]["selected"] == 0
+    assert (output / "dragonfly/photons.h5").stat().st_mtime_ns == photons
+    assert set((output / "dragonfly/blacklist.txt").read_text().split()) == {"1"}
+    assert (read_table(output)["reason"] == "size").any()
+    assert manifest["config"]["selection"]["size_window_nm"] == [1, 2]
+
+
+def test_select_again_refuses_what_changes_labels(copied):
+    for override in ("hits.n_sigma=3", "selection.expected_single_fraction=0.1"):
+        with pytest.raises(ConfigError, match=override.split("=")[0]):
+            pipeline.select_again(copied.output, [override])
+
+
+def test_a_new_run_adds_work_for_itself_only(copied, beamtime, tmp_path):
+    shutil.copytree(beamtime.folder, tmp_path / "runs")
+    shutil.copy2(tmp_path / "runs/r0003.h5", tmp_path / "runs/r0004.h5")
+    runs = copied.runs.model_copy(update={"files": [str(tmp_path / "runs" / "r*.h5")]})
+    shards = []
+    pipeline.run(
+        copied.model_copy(update={"runs": runs}), "classify", lambda s, _: shards.append(s.run)
+    )
+    assert shards == ["r0004"] * 3
+
+
+def run_and_die(config: Config) -> None:
+    """Kill this process, as hard as can be, after the third shard."""
+    count = 0
+
+    def progress(_shard: object, _n: int) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    pipeline.run(config, "classify", progress)
+
+
+def test_a_killed_run_goes_on_to_the_same_labels(done, copied):
+    output = Path(copied.output)
+    shutil.rmtree(output / "labels.zarr")
+    process = multiprocessing.get_context("spawn").Process(target=run_and_die, args=(copied,))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    shards = []
+    pipeline.run(copied, "classify", lambda shard, _: shards.append(shard))
+    assert len(shards) == 7 - 3
+    found, expected = (gather_labels(Path(c.output) / "labels.zarr") for c in (copied, done[0]))
+    for name in expected.variables:
+        np.testing.assert_array_equal(found[name].values, expected[name].values)
+
+
+def test_bad_neighbours_change_no_label(beamtime, copied, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(beamtime.folder, runs)
+    whole = (runs / "r0003.h5").read_bytes()
+    (runs / "r0005.h5").write_bytes(whole[: len(whole) // 2])
+    (runs / "r0006.h5").write_bytes(b"")
+    with h5py.File(runs / "r0007.h5", "w") as file:
+        file["data"] = np.ones((5, 20, 20), np.uint16)
+    with h5py.File(runs / "r0008.h5", "w") as file:
+        frames = np.ones((4, 40, 48), np.float32)
+        frames[2] = np.nan
+        file["data"] = frames
+    good = pd.read_csv(Path(copied.output) / "selection.csv")
+    config = copied.model_copy(
+        update={
+            "runs": copied.runs.model_copy(update={"files": [str(runs / "r*.h5")]}),
+            "inference": copied.inference.model_copy(
+                update={
+                    "members": [
+                        str(p)
+                        for p in sorted((Path(copied.output) / "members").glob("*.safetensors"))
+                    ]
+                }
+            ),
+            "output": str(tmp_path / "bad"),
+        }
+    )
+    manifest = pipeline.run(config)
+    read = manifest["counts"]["read"]
+    named = {Path(path).name for path, _ in read["unreadable_files"]}
+    assert named == {"r0005.h5", "r0006.h5"}
+    assert [Path(path).name for path, _ in read["odd_files"]] == ["r0007.h5"]
+    table = pd.read_csv(tmp_path / "bad/selection.csv")
+    unreadable = table[table["reason"] == "unreadable"]
+    assert unreadable.groupby("run").size().to_dict() == {"r0007": 5, "r0008": 1}
+    assert unreadable[unreadable["run"] == "r0008"]["index"].tolist() == [2]
+    same = table[table["run"].isin(["r0001", "r0002", "r0003"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(same, good)
+
+
+def test_an_unknown_stage_is_refused(beamtime, tmp_path):
+    with pytest.raises(ConfigError, match="stages are train, classify"):
+        pipeline.run(beamtime.config(tmp_path), "clasify")
+
+
+def test_training_needs_labels_or_members(beamtime, tmp_path):
+    config = beamtime.config(tmp_path, labels={"file": None})
+    with pytest.raises(ConfigError, match=r"labels\.file: missing"):
+        pipeline.run(config)
+    given = beamtime.config(
+        tmp_path,
+        labels={"file": None},
+        inference={"members": [str(path) for path in beamtime.members]},
+    )
+    manifest = pipeline.run(given, "select")
+    assert manifest["counts"]["select"]["frames"] == 600
+
+
+def test_report_is_written_anew(copied):
+    path = Path(copied.output) / "report.html"
+    path.unlink()
+    assert pipeline.report_again(copied.output) == path
+    assert "600" in path.read_text()
+
+
+def test_no_folder_without_a_manifest(tmp_path):
+    with pytest.raises(SpidaskError, match=r"manifest\.json"):
+        pipeline.select_again(tmp_path)
