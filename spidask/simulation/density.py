@@ -40,7 +40,8 @@ def read_particle(path: str | Path, photon_energy_ev: float, contour: float | No
     Returns
     -------
     Particle
-        The particle around its centre of mass.
+        The atoms of the file's first biological assembly (of its first model where it has
+        none) around their centre, or the map around its own.
 
     Raises
     ------
@@ -58,7 +59,7 @@ def read_particle(path: str | Path, photon_energy_ev: float, contour: float | No
         ) from None
 
 
-def volume(density: Complexes, voxel: float, sharpen: bool = False) -> Volume:
+def volume(density: Complexes, voxel: float, spread: float = 0.0) -> Volume:
     """Transform a sampled density.
 
     Parameters
@@ -68,8 +69,9 @@ def volume(density: Complexes, voxel: float, sharpen: bool = False) -> Volume:
         sample (nx // 2, ny // 2, nz // 2).
     voxel : float
         Distance of samples along each axis, nm.
-    sharpen : bool
-        Whether the samples come from points spread linearly over their eight neighbours.
+    spread : float
+        Knots of the quadratic spline by which points became samples, nm, 0 for none;
+        their amplitude is corrected for it.
 
     Returns
     -------
@@ -86,10 +88,7 @@ def volume(density: Complexes, voxel: float, sharpen: bool = False) -> Volume:
     grid[np.ix_(*places)] = scaled * voxel**3
     transform = np.fft.fftn(grid).astype(np.complex64)
     step = 2 * np.pi / (n * voxel)
-    if sharpen:
-        hat = np.sinc(np.fft.fftfreq(n)) ** 2
-        transform /= (hat[:, None, None] * hat[None, :, None] * hat).astype(np.float32)
-    return Volume(transform, step, _kernel(), np.zeros(3), np.eye(3))
+    return Volume(transform, step, spread, _kernel(), np.zeros(3), np.eye(3))
 
 
 def _window(index: NDArray[np.int64], n: int) -> Floats:
@@ -107,9 +106,7 @@ def _kernel() -> Floats:
 
 def _read_molecule(path: str, photon_energy_ev: float) -> Particle:
     structure = gemmi.read_structure(path)
-    if len(structure) == 0:
-        raise ValueError("no model in it")
-    atoms = [site.atom for site in structure[0].all()]
+    atoms = [site.atom for site in _assembly(structure).all()] if len(structure) else []
     if not atoms:
         raise ValueError("no atom in it")
     places = np.array([atom.pos.tolist() for atom in atoms]) / 10
@@ -124,7 +121,7 @@ def _read_molecule(path: str, photon_energy_ev: float) -> Particle:
     radius = float(np.linalg.norm(places, axis=1).max()) + VOXEL_NM
     # Proteins of 1.35 g/cm^3 tell the volume from the electrons.
     matter = electrons.real.sum() / electron_density("protein", photon_energy_ev).real
-    return Particle((volume(grid, VOXEL_NM, sharpen=True),), "particle", _sphere(matter), radius)
+    return Particle((volume(grid, VOXEL_NM, spread=VOXEL_NM),), "particle", _sphere(matter), radius)
 
 
 def _read_map(path: str, photon_energy_ev: float, contour: float | None) -> Particle:
@@ -151,6 +148,14 @@ def _sphere(volume_nm3: float) -> float:
     return float((6 / np.pi * volume_nm3) ** (1 / 3))
 
 
+def _assembly(structure: gemmi.Structure) -> gemmi.Model:
+    """Copy a capsid's asymmetric unit to where the file's first assembly says."""
+    if not structure.assemblies:
+        return structure[0]
+    names = gemmi.HowToNameCopiedChain.Dup
+    return gemmi.make_assembly(structure.assemblies[0], structure[0], names)
+
+
 @lru_cache
 def _atom(element: str, photon_energy_ev: float) -> complex:
     factor = xraydb.f1_chantler(element, photon_energy_ev) + xraydb.atomic_number(element)
@@ -158,15 +163,16 @@ def _atom(element: str, photon_energy_ev: float) -> complex:
 
 
 def _spread(places: Floats, electrons: Complexes) -> Complexes:
-    """Put points onto a grid, each linearly onto its eight neighbours; electrons per nm^3."""
-    half = np.ceil(np.abs(places).max(axis=0) / VOXEL_NM).astype(int) + 1
+    """Put points onto a grid, each by a quadratic spline onto 27 samples; electrons per nm^3."""
+    half = np.ceil(np.abs(places).max(axis=0) / VOXEL_NM).astype(int) + 2
     shape = 2 * half + 1
     scaled = places / VOXEL_NM + half
-    low = np.floor(scaled).astype(int)
-    share = scaled - low
+    nearest = np.rint(scaled).astype(int)
+    off = scaled - nearest
+    shares = np.stack([(0.5 - off) ** 2 / 2, 0.75 - off**2, (0.5 + off) ** 2 / 2])
     grid = np.zeros(int(np.prod(shape)), complex)
-    for corner in np.ndindex(2, 2, 2):
-        weight = np.prod(np.where(corner, share, 1 - share), axis=1)
-        where = np.ravel_multi_index((low + corner).T, shape)
+    for step in np.ndindex(3, 3, 3):
+        weight = np.prod([shares[s, :, d] for d, s in enumerate(step)], axis=0)
+        where = np.ravel_multi_index((nearest + np.array(step) - 1).T, shape)
         np.add.at(grid, where, electrons * weight)
     return np.asarray(grid.reshape(shape) / VOXEL_NM**3)

@@ -44,7 +44,7 @@ def amplitude(particle: Particle, q: Floats) -> NDArray[np.complex128]:
         else:
             turned = q @ body.rotation
             centre = body.rotation.T @ body.centre
-            _add_volume(turned, body.transform, body.step, body.kernel, centre, out)
+            _add_volume(turned, body.transform, body.step, body.spread, body.kernel, centre, out)
     return out
 
 
@@ -171,7 +171,7 @@ def _faces(block, normals, faces, sides, a, c, s, dc, ds, real, imag):  # type: 
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def _add_volume(q, transform, step, kernel, centre, out):  # type: ignore[no-untyped-def]
+def _add_volume(q, transform, step, spread, kernel, centre, out):  # type: ignore[no-untyped-def]
     n = len(transform)
     per_tap = 1024
     taps = 2 * (len(kernel) - 2) // per_tap
@@ -197,6 +197,8 @@ def _add_volume(q, transform, step, kernel, centre, out):  # type: ignore[no-unt
                 for c in range(taps):
                     line += weights[2, c] * transform[places[0, a], places[1, b], places[2, c]]
                 value += weights[0, a] * weights[1, b] * line
+        for d in range(3):
+            value /= np.sinc(q[i, d] * spread / (2 * np.pi)) ** 3
         phase = q[i, 0] * centre[0] + q[i, 1] * centre[1] + q[i, 2] * centre[2]
         cos, sin = cos_sin(phase / (2 * np.pi))
         out[i] += value * complex(cos, -sin)

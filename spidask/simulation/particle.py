@@ -88,6 +88,8 @@ class Volume:
         corrected for `kernel`, shape (n, n, n), complex64, electrons.
     step : float
         Distance of samples, 1/nm.
+    spread : float
+        Knots of the quadratic spline by which points became samples, nm; 0 for none.
     kernel : numpy.ndarray
         Half of the interpolation kernel, from its centre to its end, float64.
     centre : numpy.ndarray
@@ -98,6 +100,7 @@ class Volume:
 
     transform: NDArray[np.complex64]
     step: float
+    spread: float
     kernel: Floats
     centre: Floats
     rotation: Floats

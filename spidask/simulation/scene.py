@@ -22,8 +22,8 @@ from spidask.simulation.particle import (
 
 Floats = NDArray[np.float64]
 # Circumradius and inradius of an icosahedron over its volume-equivalent diameter.
-CIRCUMRADIUS = 0.591027
-INRADIUS = 0.469674
+CIRCUMRADIUS = 0.591028
+INRADIUS = 0.469663
 
 
 @dataclass(frozen=True)
