@@ -140,11 +140,18 @@ def photons_are_current(selection: xr.Dataset, config: Config, out: str | Path) 
     bool
         True if ``dragonfly/photons.h5`` holds exactly these hits, photons and pixels.
     """
-    path = Path(out) / "dragonfly" / "photons.h5"
+    folder = Path(out) / "dragonfly"
     try:
-        with h5py.File(path, "r") as file:
-            found = file.attrs["fingerprint"]
+        with (
+            h5py.File(folder / "photons.h5", "r") as photons,
+            h5py.File(folder / "detector.h5", "r") as detector,
+        ):
+            found = photons.attrs["fingerprint"]
+            # Where the two differ in length, Dragonfly only warns and reads beyond the end.
+            fits = detector["mask"].size == photons["num_pix"][0]
     except (OSError, KeyError):
+        return False
+    if not fits or not (folder / "index.csv").exists():
         return False
     return bool(found == _fingerprint(selection.isel(frame=_is_hit(selection)), config))
 

@@ -247,6 +247,21 @@ def test_an_interrupted_export_is_no_export(selection, frames, config, tmp_path)
     assert export(selection, frames, config, tmp_path)["photons_written"] == 1
 
 
+@pytest.mark.parametrize("damage", ["no detector", "short detector", "no index"])
+def test_a_damaged_folder_is_written_anew(selection, frames, config, tmp_path, damage):
+    export(selection, frames, config, tmp_path)
+    folder = tmp_path / "dragonfly"
+    if damage == "short detector":
+        with h5py.File(folder / "detector.h5", "a") as file:
+            del file["mask"]
+            file["mask"] = np.zeros(34, np.uint8)
+    else:
+        (folder / {"no detector": "detector.h5", "no index": "index.csv"}[damage]).unlink()
+    assert not photons_are_current(selection, config, tmp_path)
+    export(selection, frames, config, tmp_path)
+    assert photons_are_current(selection, config, tmp_path)
+
+
 def test_the_answer_does_not_depend_on_tasks_or_workers(
     selection, frames, config, tmp_path, monkeypatch
 ):
