@@ -267,7 +267,7 @@ class Beam(Section):
     """Pulses, focus and what they scatter besides the sample."""
 
     pulse_energy_mj: Positive = 2.0
-    transmission: Annotated[float, Field(gt=0, le=1)] = 0.003
+    transmission: Annotated[float, Field(gt=0, le=1)] = 0.005
     """Share of the pulse that reaches the focus, attenuator included."""
     energy_jitter: Fraction = 0.15
     """Relative standard deviation of the pulse energy."""
