@@ -1,0 +1,236 @@
+"""The report as one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+import xarray as xr
+import yaml
+
+from spidask.config import Config
+from spidask.io.files import natural_key
+from spidask.networks.member import Member, load_member
+from spidask.reporting import figures
+from spidask.reporting.facts import estimate_purity, make_funnel, match_truth, measure_quality
+from spidask.reporting.patterns import (
+    Floats,
+    choose_brightest,
+    choose_powder,
+    choose_sheets,
+    paint,
+    read_patterns,
+)
+from spidask.schema import REASONS, validate
+from spidask.selection import count_reasons
+
+PACKAGES = ("spidask", "dask", "h5py", "matplotlib", "numpy", "torch", "xarray", "zarr")
+NOTHING = "\u2013"
+"""Stands where there is no number."""
+MEANINGS = {
+    "": "selected",
+    "unreadable": "unreadable",
+    "miss": "misses",
+    "not_single": "not single",
+    "size": "outside the size window",
+}
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A pattern of a contact sheet.
+
+    Attributes
+    ----------
+    source : str
+        Data URI.
+    alt : str
+        What it is.
+    caption : list of str
+        Lines below it.
+    """
+
+    source: str
+    alt: str
+    caption: list[str]
+
+
+def write_report(selection: xr.Dataset, frames: xr.Dataset, config: Config, output: Path) -> Path:
+    """Write ``report.html``: what became of the frames, and how good the selection is.
+
+    Parameters
+    ----------
+    selection : xarray.Dataset
+        What `selection.select` gives: all frames, in memory.
+    frames : xarray.Dataset
+        What `open_runs` gives, of the same runs; some hundred frames are read, by run and index.
+    config : Config
+        The settings that made the selection; `labels.truth` is read here.
+    output : pathlib.Path
+        Output folder. Its ``members/``, ``metrics.csv`` and ``manifest.json`` are shown if they
+        are there.
+
+    Returns
+    -------
+    pathlib.Path
+        The page. Its images are embedded; it loads nothing and runs no script.
+
+    Raises
+    ------
+    DataError
+        If a variable is missing, a shown frame is not among `frames`, or the truth cannot be read.
+    """
+    validate(selection, "photon_count", "selected", "reason", "score", "scores", "trained_on")
+    counts = count_reasons(selection)
+    context = {
+        "name": output.resolve().name,
+        "counts": counts,
+        "steps": make_funnel(counts),
+        "unreadable_files": frames.attrs["unreadable_files"],
+        "odd_files": frames.attrs.get("odd_files", []),
+        "n_trained_on": int(selection["trained_on"].values.sum()),
+        "window": config.selection.size_window_nm,
+        "seed": config.training.seed,
+        "meanings": [MEANINGS[reason] for reason in REASONS],
+        **_judge(selection, config),
+        **_show_patterns(selection, frames, config),
+        **_draw(selection, counts, config, output),
+        **_describe(config, output),
+    }
+    path = output / "report.html"
+    part = path.with_name("report.html.part")
+    part.write_text(_template().render(context), encoding="utf-8")
+    os.replace(part, path)
+    return path
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(n=_count, pct=_percent, f3=_decimals)
+    environment.globals.update(logarithm=math.log, nan=math.nan)
+    text = resources.files("spidask.reporting").joinpath("report.html.j2").read_text("utf-8")
+    return environment.from_string(text)
+
+
+def _judge(selection: xr.Dataset, config: Config) -> dict[str, Any]:
+    truth = match_truth(selection, config)
+    seed = config.training.seed
+    quality = measure_quality(selection, truth, seed) if truth else None
+    curve = None
+    if quality and quality.curve and quality.average_precision is not None:
+        curve = figures.draw_curve(quality.curve, quality.metrics, quality.average_precision)
+    purity = estimate_purity(selection, truth, seed)
+    return {"truth": truth, "quality": quality, "purity": purity, "curve": curve}
+
+
+def _show_patterns(selection: xr.Dataset, frames: xr.Dataset, config: Config) -> dict[str, Any]:
+    seed = config.training.seed
+    powder, sheets = choose_powder(selection, seed), choose_sheets(selection, seed)
+    shown = np.concatenate([np.zeros(0, np.int64), *(sheet.rows for sheet in sheets)])
+    small, sums = read_patterns(selection, frames, config, shown, powder)
+    brightest = choose_brightest(small)
+    return {
+        "sheets": [
+            (sheet, [_thumbnail(selection, int(row), small, brightest) for row in sheet.rows])
+            for sheet in sheets
+        ],
+        "brightest": brightest,
+        "powder": figures.draw_powder(sums),
+        "powder_numbers": {name: sums[name].n if name in sums else 0 for name in powder},
+    }
+
+
+def _thumbnail(
+    selection: xr.Dataset, row: int, small: dict[int, Floats], brightest: float
+) -> Thumbnail:
+    frame = selection.isel(frame=row)
+    run, index = str(frame["run_name"].values[int(frame["run"])]), int(frame["index"])
+    scores, diameter = frame["scores"].values, float(frame["diameter"])
+    facts = []
+    if np.isfinite(scores).any():
+        facts.append(f"p {np.nanmean(scores):.2f}")
+    if math.isfinite(diameter):
+        facts.append(f"{diameter:.0f} nm")
+    if not facts:
+        facts.append(f"{_count(round(float(frame['photon_count'])))} photons")
+    named, state = f"run {run}, frame {index}", MEANINGS[REASONS[int(frame["reason"])]]
+    used, mark = (", trained on", " †") if frame["trained_on"] else ("", "")
+    alt = f"Pattern of {named}: {state}{used}, {', '.join(facts)}"
+    caption = [f"{run} · {index}{mark}", " · ".join(facts)]
+    return Thumbnail(paint(small[row], brightest), alt, caption)
+
+
+def _draw(
+    selection: xr.Dataset, counts: dict[str, Any], config: Config, output: Path
+) -> dict[str, Any]:
+    members = _load_members(config, output)
+    thresholds = [member.threshold for member in members]
+    if len(thresholds) != selection.sizes["member"]:
+        thresholds = []
+    path = output / "metrics.csv"
+    training = figures.draw_training(pd.read_csv(path), members) if path.exists() else None
+    window, tried = config.selection.size_window_nm, config.sizing.range_nm
+    return {
+        "members": [(member.threshold, member.provenance) for member in members],
+        "training": training,
+        "sizes": figures.draw_sizes(selection, window, tried),
+        "scores": figures.draw_scores(selection, thresholds),
+        "rates": figures.draw_hit_rates(counts["runs"]),
+    }
+
+
+def _load_members(config: Config, output: Path) -> list[Member]:
+    paths: Sequence[str] = config.inference.members or sorted(
+        map(str, (output / "members").glob("*.safetensors")), key=natural_key
+    )
+    return [load_member(path) for path in paths]
+
+
+def _describe(config: Config, output: Path) -> dict[str, Any]:
+    manifest = _read_manifest(output)
+    current = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    return {
+        "settings": _yaml(config.model_dump(mode="json")),
+        "versions": manifest.get("versions", current),
+        "stages": _yaml(manifest["counts"]) if "counts" in manifest else "",
+    }
+
+
+def _read_manifest(output: Path) -> dict[str, Any]:
+    path = output / "manifest.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _yaml(values: Any) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _count(value: float) -> str:
+    # Thousands apart by a narrow space that no line breaks at.
+    return f"{value:,.0f}".replace(",", "\u202f")
+
+
+def _percent(value: float) -> str:
+    if not math.isfinite(value):
+        return NOTHING
+    digits = 1 if value >= 0.1 else 2 if value >= 0.01 else 3
+    # A little less than all is not shown as all.
+    shown = 100.0 if value == 1 else min(100 * value, 99.9)
+    return f"{shown:.{digits}f}\u202f%"
+
+
+def _decimals(value: float | None) -> str:
+    return f"{value:.3f}" if value is not None and math.isfinite(value) else NOTHING
