@@ -55,7 +55,7 @@ def read_config(output: str | Path, overrides: Sequence[str] = ()) -> Config:
     Returns
     -------
     Config
-        The settings, with the overrides.
+        The settings, with the overrides; `output` is the folder given.
 
     Raises
     ------
@@ -64,7 +64,9 @@ def read_config(output: str | Path, overrides: Sequence[str] = ()) -> Config:
     ConfigError
         If a setting is unknown or wrong.
     """
-    return parse_config(put_settings(read_manifest(output)["config"], overrides))
+    # The folder may have been moved since, or be named from elsewhere.
+    values = {**read_manifest(output)["config"], "output": str(output)}
+    return parse_config(put_settings(values, overrides))
 
 
 def note(config: Config, counts: Mapping[str, Any] | None = None) -> dict[str, Any]:
