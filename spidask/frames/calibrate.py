@@ -162,7 +162,8 @@ def _native(block: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(block, block.dtype.newbyteorder("="))
 
 
-@numba.njit(nogil=True, cache=True)
+# Without error_model="numpy" a check for division by zero keeps the loops from vectorizing.
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def _calibrate(
     block: NDArray[Any],
     offset: Float32,
@@ -173,14 +174,14 @@ def _calibrate(
     columns: int,
     max_adu: np.float32,
 ) -> Float32:
-    nan = np.float32(np.nan)
+    nan, infinity = np.float32(np.nan), np.float32(np.inf)
     out = np.empty(block.shape, np.float32)
     for i in range(block.shape[0]):
         for y in range(block.shape[1]):
             for x in range(block.shape[2]):
                 raw = np.float32(block[i, y, x])
                 adu = raw - offset[y, x]
-                out[i, y, x] = adu if raw < saturation and abs(adu) < np.inf else nan
+                out[i, y, x] = adu if (raw < saturation) & (abs(adu) < infinity) else nan
         if rows > 0:
             _subtract_common_mode(out[i], rows, columns, max_adu)
         for y in range(block.shape[1]):
