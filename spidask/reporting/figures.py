@@ -114,7 +114,7 @@ def draw_scores(selection: xr.Dataset, thresholds: Sequence[float]) -> Picture |
         column = scores[:, member]
         _histogram(axes, column[used], edges, QUIET, "hits")
         _histogram(axes, column[used & selected], edges, ACCENT, "selected")
-        axes.set_yscale("log")
+        axes.set_yscale("log", subs=[])
         axes.set_title(f"member {member}", color=TEXT, fontsize=9)
         if len(thresholds):
             axes.axvline(thresholds[member], color=OTHER, lw=1.2, ls="--", label="threshold")
