@@ -172,6 +172,7 @@ def train_rank(
                 network.train()
                 row |= judge(found)
                 _save(folder, network, optimizer, found, [*history, row])
+            if len(row) > 2 or iteration % 10 == 0:
                 log.info("seed %d: %s", seed, "  ".join(f"{k} {v:.6g}" for k, v in row.items()))
             history.append(row)
             _write_row(folder / "metrics.csv", row)
