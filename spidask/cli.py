@@ -16,11 +16,14 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import Progress
 
-from spidask import checks, pipeline, planning
+from spidask import checks, pipeline
+from spidask.centre import find_centre
 from spidask.config import Config, load_config, parse_config, read_settings, schema_json
 from spidask.errors import SpidaskError
 from spidask.inference import Shard
 from spidask.metrics import compare as compare_selections
+from spidask.planning import make_plan
+from spidask.status import measure_status
 
 app = typer.Typer(
     help="Single hits of X-ray free-electron laser beamtimes, selected on a Dask cluster.",
@@ -99,7 +102,7 @@ def check(config: ConfigFile, set_: Overrides = None) -> None:
 @command
 def plan(config: ConfigFile, set_: Overrides = None) -> None:
     """Say how much work a config is, without computing anything."""
-    for line in planning.make_plan(load_config(config, set_ or [])).lines():
+    for line in make_plan(load_config(config, set_ or [])).lines():
         print(line)
 
 
@@ -121,7 +124,7 @@ def run(
 @command
 def status(out: Output) -> None:
     """Say what is done and what is missing."""
-    for line in planning.measure_status(out).lines():
+    for line in measure_status(out).lines():
         print(line)
 
 
@@ -153,7 +156,7 @@ def compare(
 @command
 def geometry(config: ConfigFile, set_: Overrides = None) -> None:
     """Find beam centre and region of interest from the powder of hits."""
-    for line in planning.find_centre(load_config(config, set_ or [])).lines():
+    for line in find_centre(load_config(config, set_ or [])).lines():
         print(line)
 
 

@@ -26,10 +26,14 @@ from spidask.io.tables import read_trained_frames, write_selection_csv
 from spidask.metrics import compare
 from spidask.networks.member import load_member
 from spidask.provenance import (
+    awaits_simulation,
     refuse_changed_training,
+    refuse_other_beamtime,
     refuse_other_labels,
     refuse_stale_labels,
+    sign_beamtime,
     sign_inputs,
+    sign_labels,
     training_settings,
 )
 from spidask.reporting import write_report
@@ -80,6 +84,7 @@ def run(
     if last >= STAGES.index("classify"):
         files = sign_inputs(frames, config)
         refuse_stale_labels(members, files, config)
+        sign_labels(members, config)
         with connect(config.cluster) as client:
             labels = Path(config.output) / "labels.zarr"
             classify_runs(frames, members, config, labels, files, client, progress)
@@ -225,18 +230,12 @@ def make_beamtime(config: Config) -> Path:
     if config.simulation is None:
         raise ConfigError("simulation: missing; a beamtime is computed from this section")
     folder = Path(config.simulation.folder)
-    record = folder / "simulation.json"
-    settings = config.model_dump(mode="json", include={"simulation", "geometry"})
-    if record.exists():
-        if json.loads(record.read_text()) != settings:
-            raise StoreError(
-                f"{folder} holds a beamtime of other settings (see {record.name}); remove it, or "
-                "set simulation.folder to another"
-            )
+    if not awaits_simulation(config):
+        refuse_other_beamtime(config)
         return folder
     start = time.perf_counter()
     simulate_beamtime(config.simulation, config.geometry)
-    record.write_text(json.dumps(settings, indent=1))
+    sign_beamtime(config)
     n_frames = config.simulation.runs * config.simulation.frames
     log.info("%d frames simulated in %.0f s", n_frames, time.perf_counter() - start)
     return folder

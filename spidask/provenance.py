@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,60 @@ from spidask.io.labels import read_labels
 from spidask.io.maps import modified, split_location
 from spidask.io.runs import sign_files
 from spidask.networks.member import digest
+
+
+def awaits_simulation(config: Config) -> bool:
+    """Tell whether the runs of a config are still to be simulated.
+
+    Parameters
+    ----------
+    config : Config
+        The beamtime.
+
+    Returns
+    -------
+    bool
+        True if it has a section `simulation` and that beamtime is not finished.
+    """
+    return config.simulation is not None and not _simulation_record(config).exists()
+
+
+def sign_beamtime(config: Config) -> None:
+    """Record that a beamtime is simulated, and from which settings.
+
+    Parameters
+    ----------
+    config : Config
+        With a section `simulation`, whose folder is there.
+    """
+    settings = _simulation_settings(config)
+    _simulation_record(config).write_text(json.dumps(settings, indent=1))
+
+
+def refuse_other_beamtime(config: Config) -> None:
+    """Refuse to go on with a simulated beamtime of other settings.
+
+    Parameters
+    ----------
+    config : Config
+        The beamtime.
+
+    Raises
+    ------
+    StoreError
+        If the folder of the section `simulation` holds one; names the keys.
+    """
+    record = _simulation_record(config)
+    stored, settings = json.loads(record.read_text()), _simulation_settings(config)
+    before, now = _flatten(stored), _flatten(settings)
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
+        told = ", ".join(f"{key} (was {before.get(key)}, is {now[key]})" for key in changed)
+        raise StoreError(
+            f"{record.parent} holds a beamtime of other settings: {told}. Set them back, remove "
+            "it, or choose another simulation.folder",
+            changed=changed,
+        )
 
 
 def training_settings(config: Config) -> dict[str, Any]:
@@ -73,7 +128,7 @@ def refuse_changed_training(
 def refuse_stale_labels(
     members: Sequence[Path], files: Mapping[str, Sequence[Sequence[str | int]]], config: Config
 ) -> None:
-    """Refuse to go on with labels made from something else, and record what they are made from.
+    """Refuse to go on with labels made from something else.
 
     Parameters
     ----------
@@ -90,10 +145,21 @@ def refuse_stale_labels(
         If a setting, a member or a file has changed; names each.
     """
     labels = Path(config.output) / "labels.zarr"
-    settings = _label_settings(members, config)
-    present = settings | {f"files.{run}": signed for run, signed in files.items()}
-    check_fingerprint(read_fingerprint(labels), present)
-    write_fingerprint(labels, settings)
+    signed = {f"files.{run}": description for run, description in files.items()}
+    check_fingerprint(read_fingerprint(labels), _label_settings(members, config) | signed)
+
+
+def sign_labels(members: Sequence[Path], config: Config) -> None:
+    """Record what labels are made from; that of each run's files goes with its labels.
+
+    Parameters
+    ----------
+    members : sequence of pathlib.Path
+        The members that classify.
+    config : Config
+        The beamtime.
+    """
+    write_fingerprint(Path(config.output) / "labels.zarr", _label_settings(members, config))
 
 
 def refuse_other_labels(before: Config, config: Config) -> None:
@@ -159,6 +225,15 @@ def sign_inputs(frames: xr.Dataset, config: Config) -> dict[str, list[list[str |
                 place = location.replace("{run}", name)
                 signed[name].append([split_location(place)[0], 0, modified(place, what), 0])
     return signed
+
+
+def _simulation_record(config: Config) -> Path:
+    assert config.simulation is not None
+    return Path(config.simulation.folder) / "simulation.json"
+
+
+def _simulation_settings(config: Config) -> dict[str, Any]:
+    return config.model_dump(mode="json", include={"simulation", "geometry"})
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

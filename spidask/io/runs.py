@@ -94,7 +94,7 @@ def open_runs(
         "unreadable_files": unreadable,
         "odd_files": _odd_files(good, shape),
         "frame_shape": list(shape),
-        "frames_per_block": frames_per_block or _choose_block(shape, dtype),
+        "frames_per_block": frames_per_block or choose_block(shape, dtype),
     }
     return annotate(_with_frames(out, _stretches(good), dtype, aligned=True))
 
@@ -117,7 +117,26 @@ def _odd_files(entries: list[FileEntry], shape: tuple[int, int]) -> list[list[st
     ]
 
 
-def _choose_block(shape: tuple[int, int], dtype: np.dtype[Any]) -> int:
+def choose_block(shape: tuple[int, int], dtype: np.dtype[Any]) -> int:
+    """Choose how many frames are read at once.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Rows and columns of a frame.
+    dtype : numpy.dtype
+        Dtype of the raw frames.
+
+    Returns
+    -------
+    int
+        Frames of about 100 MiB, whole windows of the hits where they fit.
+
+    Examples
+    --------
+    >>> choose_block((512, 1024), np.dtype("uint16")), choose_block((123, 240), np.dtype("uint16"))
+    (100, 1664)
+    """
     fit = max(1, BLOCK_BYTES // (shape[0] * shape[1] * dtype.itemsize))
     return fit - fit % HIT_WINDOW if fit >= HIT_WINDOW else fit
 

@@ -1,0 +1,118 @@
+"""What is wrong with labels, members and their training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+from spidask.checks.problems import Beamtime, Problem, finds
+from spidask.config import Config
+from spidask.errors import DataError, SpidaskError
+from spidask.io.files import natural_key
+from spidask.io.labels import read_labels
+from spidask.networks.member import SHIPPED, load_member
+from spidask.provenance import awaits_simulation
+from spidask.schema import CLASSES
+from spidask.training import pick_stages, split
+
+
+@finds
+def _no_labels(beamtime: Beamtime) -> Iterator[Problem]:
+    """Nothing to train on."""
+    config = beamtime.config
+    if config.labels.file is None and not config.inference.members:
+        yield Problem(
+            "labels.file",
+            "missing; give a CSV of run,index,label to train on, or the members of another "
+            "beamtime as inference.members",
+        )
+
+
+@finds
+def _bad_truth(beamtime: Beamtime) -> Iterator[Problem]:
+    """A truth that is missing or wrong."""
+    config = beamtime.config
+    if config.labels.truth and not awaits_simulation(config):
+        try:
+            read_labels(config.labels.truth)
+        except DataError as error:
+            yield Problem("labels.truth", str(error))
+
+
+@finds
+def _bad_split(beamtime: Beamtime) -> Iterator[Problem]:
+    """Runs that match no label, stand on both sides, or leave a side without single hits."""
+    labels, frames, config = beamtime.labels, beamtime.frames, beamtime.config
+    if labels is None or frames is None:
+        return
+    names = frames["run_name"].values.astype(str)
+    runs = names[frames["run"].values[labels["at"].to_numpy()]]
+    unmatched = list(_unmatched_runs(config, sorted(set(runs), key=natural_key)))
+    yield from unmatched
+    if unmatched:
+        return
+    classes = np.array([CLASSES.index(label) for label in labels["label"]], np.int64)
+    try:
+        split(runs, classes, config, config.training.seed)
+    except SpidaskError as error:
+        side = "validation" if str(error).startswith("validation") else "training"
+        yield Problem(f"{side}.runs", str(error))
+
+
+def _unmatched_runs(config: Config, labelled: list[str]) -> Iterator[Problem]:
+    for side, patterns in (
+        ("training", config.training.runs),
+        ("validation", config.validation.runs),
+    ):
+        for pattern in patterns or []:
+            if not any(fnmatchcase(run, pattern) for run in labelled):
+                named = ", ".join(labelled[:5])
+                yield Problem(f"{side}.runs", f"'{pattern}' is no labelled run; those are {named}")
+
+
+@finds
+def _bad_ensemble(beamtime: Beamtime) -> Iterator[Problem]:
+    """More members than there will be checkpoints."""
+    settings = beamtime.config.training
+    if beamtime.config.inference.members or settings.ensemble.kind != "checkpoints":
+        return
+    n_checkpoints = -(-settings.iterations // settings.checkpoint_every)
+    try:
+        pick_stages([0.0] * n_checkpoints, settings.ensemble)
+    except SpidaskError as error:
+        yield Problem("training.ensemble", str(error).removeprefix("training.ensemble "))
+
+
+@finds
+def _bad_members(beamtime: Beamtime) -> Iterator[Problem]:
+    """Members to classify with, or to start from, that are missing or damaged."""
+    config = beamtime.config
+    given = [("inference.members", path) for path in config.inference.members or []]
+    other = "" if given else ", or random, or shipped"
+    if not given and config.training.initial != "random":
+        initial = config.training.initial
+        given = [("training.initial", str(SHIPPED) if initial == "shipped" else initial)]
+    for key, path in given:
+        if not Path(path).is_file():
+            yield Problem(key, f"{path} is not there; give the path of a member{other}")
+            continue
+        try:
+            load_member(path)
+        except DataError as error:
+            yield Problem(key, f"{error}; give the path of a member{other}")
+
+
+@finds
+def _unreachable_sizes(beamtime: Beamtime) -> Iterator[Problem]:
+    """A size window outside of the diameters that are tried."""
+    (low, high), tried = beamtime.config.selection.size_window_nm, beamtime.config.sizing.range_nm
+    if low < tried[0] or high > tried[1]:
+        yield Problem(
+            "selection.size_window_nm",
+            f"[{low:g}, {high:g}] reaches beyond sizing.range_nm, [{tried[0]:g}, {tried[1]:g}], "
+            "the diameters that can be found; widen sizing.range_nm",
+            "error" if high <= tried[0] or low >= tried[1] else "warning",
+        )

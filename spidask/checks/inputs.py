@@ -1,0 +1,134 @@
+"""What is wrong with files, maps and geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+from spidask.checks.problems import Beamtime, Problem, finds
+from spidask.frames.hits import looks_like_only_hits
+from spidask.frames.mask import usable_pixels
+from spidask.io.maps import load_map
+from spidask.io.runs import take_frames
+from spidask.preprocessing import preprocess
+from spidask.provenance import awaits_simulation
+
+N_SAMPLED = 64
+"""Frames that are read of a run to see whether it holds only hits, from at most two runs."""
+FEW_PIXELS = 0.1
+"""A mask that leaves less than this share of the region is probably read the wrong way round."""
+FAR_OUTSIDE = 0.25
+"""A beam further outside than this share of the frame's longer side is probably a mistake."""
+
+
+@finds
+def _unusable_files(beamtime: Beamtime) -> Iterator[Problem]:
+    """Files, maps and labels that cannot be used, as they show when they are opened."""
+    _ = beamtime.frames, beamtime.recipes, beamtime.labels
+    yield from beamtime.trouble
+
+
+@finds
+def _several_regions(beamtime: Beamtime) -> Iterator[Problem]:
+    """Regions of interest that differ between runs."""
+    regions = {recipe.region for recipe in beamtime.recipes.values()}
+    if len(regions) > 1:
+        yield Problem(
+            "per_run", f"gives {len(regions)} regions of interest; all runs must share one"
+        )
+
+
+@finds
+def _masked_region(beamtime: Beamtime) -> Iterator[Problem]:
+    """A mask that leaves nothing, or next to nothing, of the region."""
+    good = beamtime.config.runs.mask_good
+    for recipe in beamtime.recipes.values():
+        if recipe.mask is None:
+            continue
+        mask = load_map(recipe.mask, recipe.shape, recipe.region, "mask")
+        share = float(usable_pixels(mask, good).mean())
+        if share < FEW_PIXELS:
+            yield Problem(
+                "runs.mask",
+                f"{recipe.mask} leaves {share:.1%} of the region of interest; correct "
+                f"preprocessing.region, or runs.mask_good, which is {good}",
+                "warning" if share else "error",
+            )
+
+
+@finds
+def _unmatched_settings(beamtime: Beamtime) -> Iterator[Problem]:
+    """Settings for runs that are not there."""
+    for pattern in beamtime.config.per_run:
+        if beamtime.runs and not any(fnmatchcase(run, pattern) for run in beamtime.runs):
+            named = ", ".join(beamtime.runs[:5])
+            yield Problem(f"per_run.{pattern}", f"matches no run; runs are {named}", "warning")
+
+
+@finds
+def _odd_geometry(beamtime: Beamtime) -> Iterator[Problem]:
+    """A beam centre far from the frame."""
+    for run in beamtime.runs:
+        place, shape = beamtime.config.geometry_of(run), beamtime.shape
+        centre = (place.beam_centre_y_px, place.beam_centre_x_px)
+        outside = max(max(-c, c - n + 1) for c, n in zip(centre, shape, strict=True))
+        if outside > FAR_OUTSIDE * max(shape):
+            yield Problem(
+                "geometry",
+                f"the beam at y {centre[0]:g}, x {centre[1]:g} is {outside:.0f} px outside of the "
+                f"frame {shape}; correct geometry.beam_centre_y_px and beam_centre_x_px",
+                "warning",
+            )
+
+
+@finds
+def _no_particle(beamtime: Beamtime) -> Iterator[Problem]:
+    """A particle to simulate whose file is missing."""
+    section = beamtime.config.simulation
+    if section and awaits_simulation(beamtime.config):
+        particle = section.sample.particle
+        if particle != "icosahedron" and not Path(particle).is_file():
+            yield Problem(
+                "simulation.sample.particle",
+                f"{particle} is not there; give icosahedron, or a PDB, mmCIF or MRC file",
+            )
+
+
+@finds
+def _bad_threshold(beamtime: Beamtime) -> Iterator[Problem]:
+    """A hit threshold under which nothing, or nothing of use, is found."""
+    hits, recipes = beamtime.config.hits, beamtime.recipes
+    if not recipes:
+        return
+    y0, y1, x0, x1 = next(iter(recipes.values())).region
+    n_pixels = (y1 - y0) * (x1 - x0)
+    if isinstance(hits.threshold, float) and hits.threshold >= n_pixels:
+        yield Problem(
+            "hits.threshold",
+            f"{hits.threshold:g} is not below the {n_pixels} pixels of the region, so nothing is "
+            "a hit; give a smaller score, or adaptive",
+        )
+    if hits.threshold == "adaptive" and _holds_only_hits(beamtime, n_pixels):
+        yield Problem(
+            "hits.threshold",
+            "adaptive finds no hits where most frames are hits, and these files seem to hold "
+            "only hits; set hits.threshold=none",
+            "warning",
+        )
+
+
+def _holds_only_hits(beamtime: Beamtime, n_pixels: int) -> bool:
+    frames, hits = beamtime.frames, beamtime.config.hits
+    assert frames is not None
+    codes, found = frames["run"].values, []
+    for code in {int(codes[0]), int(codes[-1])}:
+        first, end = np.searchsorted(codes, [code, code + 1])
+        rows = np.unique(np.linspace(first, end - 1, N_SAMPLED).astype(int))
+        scores = preprocess(take_frames(frames, rows), beamtime.config)["hit_score"].values
+        found.append(
+            looks_like_only_hits(scores, n_pixels, window=hits.window, n_sigma=hits.n_sigma)
+        )
+    return all(found)

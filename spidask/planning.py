@@ -1,0 +1,310 @@
+"""What a config costs, before anything is computed."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from distributed.system import MEMORY_LIMIT
+
+from spidask.config import Config
+from spidask.io import store
+from spidask.io.calibration import recipe_of
+from spidask.io.maps import Region
+from spidask.io.runs import choose_block, open_runs
+from spidask.io.stack import EVENT_IDS
+from spidask.provenance import awaits_simulation
+from spidask.simulation.detector import PANEL
+
+HIT_RATE = 0.016
+"""Hits per frame where nothing else is known: 190 000 of 12 million (Assalauova 2020)."""
+SINGLE_SHARE = 0.055
+"""Selected frames per hit where nothing else is known."""
+PHOTON_BYTES = 1.0
+"""Bytes in photons.h5 for each pixel of a hit; seen with one pixel in six lit."""
+CXI_BYTES = 1.0
+"""Bytes in selection.cxi for each pixel of a selected frame, its mask included, compressed."""
+ROW_BYTES = 40
+"""Bytes of a row of selection.csv."""
+LABEL_BYTES = 34
+"""Bytes of a frame in labels.zarr, besides scores and event ids, before compression."""
+PROCESS_BYTES = 550_000_000
+"""Memory of a worker that has loaded its libraries and an ensemble."""
+PIXEL_BYTES = 6
+"""Memory of a pixel in work, besides its raw value: the pattern and half a copy of it."""
+PATTERN_BYTES = 4
+"""Bytes of a pixel of a pattern."""
+BLOCKS_HELD = 8
+"""Blocks of patterns that wait for an adaptive threshold whose windows cut the blocks."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a config costs.
+
+    Attributes
+    ----------
+    runs, files, frames : int
+        What can be read.
+    unreadable : list
+        [path, reason] of files whose frames are unknown.
+    shape : tuple of int
+        Rows and columns of a frame.
+    dtype : str
+        NumPy dtype of a raw pixel.
+    shards : int
+        Tasks of the stage classify.
+    frames_per_shard, frames_per_block : int
+        Frames of a task, and of what it reads at once.
+    raw_bytes, read_bytes : int
+        Uncompressed raw frames, and the part of them that is read.
+    task_bytes, process_bytes : int
+        What a task reads, and the memory of the process that does it.
+    processes : int
+        Processes at a time.
+    machine_bytes : int
+        Memory of this machine, or of the job that this runs in.
+    hit_rate : float
+        Share of hits that `output_bytes` assumes.
+    output_bytes : dict
+        File to the bytes expected.
+    """
+
+    runs: int
+    files: int
+    frames: int
+    unreadable: list[list[str]]
+    shape: tuple[int, int]
+    dtype: str
+    shards: int
+    frames_per_shard: int
+    frames_per_block: int
+    raw_bytes: int
+    read_bytes: int
+    task_bytes: int
+    process_bytes: int
+    processes: int
+    machine_bytes: int
+    hit_rate: float
+    output_bytes: dict[str, int]
+
+    def lines(self) -> list[str]:
+        """Say it to a person.
+
+        Returns
+        -------
+        list of str
+            Lines of text.
+        """
+        memory = self.processes * self.process_bytes
+        output = ", ".join(f"{k} {format_bytes(v)}" for k, v in self.output_bytes.items())
+        return [
+            f"input    {self.frames} frames of {self.shape[0]} x {self.shape[1]} {self.dtype} in "
+            f"{self.runs} runs, {self.files} files; {len(self.unreadable)} files unreadable",
+            f"raw      {format_bytes(self.raw_bytes)}, of which "
+            f"{format_bytes(self.read_bytes)} are within the region to read",
+            f"work     {self.shards} shards of up to {self.frames_per_shard} frames, read in "
+            f"blocks of up to {self.frames_per_block}",
+            f"task     reads {format_bytes(self.task_bytes)}; its process takes about "
+            f"{format_bytes(self.process_bytes)}",
+            f"memory   {self.processes} processes at a time, about {format_bytes(memory)}; this "
+            f"machine has {format_bytes(self.machine_bytes)}",
+            f"output   {format_bytes(sum(self.output_bytes.values()))} if {self.hit_rate:.1%} of "
+            f"the frames are hits: {output}",
+        ]
+
+
+@dataclass(frozen=True)
+class _Input:
+    """What headers, or the settings of a simulation, say of the frames."""
+
+    lengths: dict[str, int]
+    files: int
+    unreadable: list[list[str]]
+    shape: tuple[int, int]
+    dtype: np.dtype[np.generic]
+    event_ids: int
+    frames_per_block: int
+
+
+def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
+    """Estimate what a config costs, from headers alone.
+
+    Parameters
+    ----------
+    config : Config
+        The beamtime. One that is still to be simulated is planned from its settings.
+    frames : xarray.Dataset, optional
+        As of `open_runs`, if it is at hand.
+
+    Returns
+    -------
+    Plan
+        Frames, shards, bytes, memory and output.
+
+    Raises
+    ------
+    ConfigError
+        If no files match or the region does not fit.
+    DataError
+        If no file can be read.
+
+    Notes
+    -----
+    Memory as seen on whole and cut frames: a process takes 550 MB, and for each block in work
+    the raw values and 6 bytes a pixel. Where blocks are no multiple of `hits.window`, 8 blocks
+    of patterns wait besides for their adaptive threshold.
+    """
+    if frames is None and awaits_simulation(config):
+        given = _simulated(config)
+    else:
+        given = _opened(open_headers(config) if frames is None else frames)
+    recipes = {name: recipe_of(config, name, given.shape) for name in given.lengths}
+    read = {name: _count_pixels(recipe.read) for name, recipe in recipes.items()}
+    pixels = max(_count_pixels(recipe.region) for recipe in recipes.values())
+    per_shard, n_frames = config.inference.frames_per_shard, sum(given.lengths.values())
+    processes, threads = _processes(config)
+    size, hit_rate = given.dtype.itemsize, _expected_hit_rate(config)
+    return Plan(
+        runs=len(given.lengths),
+        files=given.files,
+        frames=n_frames,
+        unreadable=given.unreadable,
+        shape=given.shape,
+        dtype=str(given.dtype),
+        shards=sum(store.count_shards(n, per_shard) for n in given.lengths.values()),
+        frames_per_shard=per_shard,
+        frames_per_block=given.frames_per_block,
+        raw_bytes=n_frames * math.prod(given.shape) * size,
+        read_bytes=sum(n * read[name] * size for name, n in given.lengths.items()),
+        task_bytes=max(min(per_shard, n) * read[name] * size for name, n in given.lengths.items()),
+        process_bytes=PROCESS_BYTES + threads * _block_bytes(config, given, max(read.values())),
+        processes=processes,
+        machine_bytes=int(MEMORY_LIMIT),
+        hit_rate=hit_rate,
+        output_bytes=_output_bytes(config, n_frames, hit_rate, pixels, given.event_ids),
+    )
+
+
+def open_headers(config: Config) -> xr.Dataset:
+    """Open the runs of a config without leaving a trace.
+
+    Parameters
+    ----------
+    config : Config
+        The beamtime.
+
+    Returns
+    -------
+    xarray.Dataset
+        As of `open_runs`. The index of the output folder is used where there is one.
+
+    Raises
+    ------
+    ConfigError
+        If no files match.
+    DataError
+        If no file can be read.
+    """
+    index = Path(config.output) / "index.json"
+    return open_runs(
+        config.runs.files,
+        config.runs.dataset,
+        pattern=config.runs.pattern,
+        frames_per_block=config.inference.frames_per_block,
+        cache=index if os.access(index, os.W_OK) and os.access(index.parent, os.W_OK) else None,
+    )
+
+
+def format_bytes(n: float) -> str:
+    """Write a number of bytes with its unit.
+
+    Parameters
+    ----------
+    n : float
+        Bytes.
+
+    Returns
+    -------
+    str
+        Three digits and a decimal unit.
+
+    Examples
+    --------
+    >>> format_bytes(12_582_912_000_000), format_bytes(950)
+    ('12.6 TB', '950 B')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 999.5:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} TB"
+
+
+def _opened(frames: xr.Dataset) -> _Input:
+    codes, lengths = np.unique(frames["run"].values, return_counts=True)
+    names = frames["run_name"].values
+    shape = frames.attrs["frame_shape"]
+    return _Input(
+        {str(names[code]): int(n) for code, n in zip(codes, lengths, strict=True)},
+        frames.sizes["file_code"],
+        frames.attrs["unreadable_files"],
+        (shape[0], shape[1]),
+        frames["frames"].dtype,
+        sum(name in frames.coords for name in EVENT_IDS),
+        frames.attrs["frames_per_block"],
+    )
+
+
+def _simulated(config: Config) -> _Input:
+    section = config.simulation
+    assert section is not None
+    lengths = {f"r{number:04d}": section.frames for number in range(1, section.runs + 1)}
+    dtype = np.dtype(np.uint16)
+    block = config.inference.frames_per_block or choose_block(PANEL, dtype)
+    return _Input(lengths, section.runs, [], PANEL, dtype, 2, block)
+
+
+def _count_pixels(region: Region) -> int:
+    y0, y1, x0, x1 = region
+    return (y1 - y0) * (x1 - x0)
+
+
+def _block_bytes(config: Config, given: _Input, pixels: int) -> int:
+    cut = config.hits.threshold == "adaptive" and given.frames_per_block % config.hits.window
+    held = BLOCKS_HELD * PATTERN_BYTES if cut else 0
+    n_frames = min(given.frames_per_block, config.inference.frames_per_shard)
+    return n_frames * pixels * (given.dtype.itemsize + PIXEL_BYTES + held)
+
+
+def _processes(config: Config) -> tuple[int, int]:
+    # As `connect` starts them: workers of one thread each, or this process with all cores.
+    n_cores = len(os.sched_getaffinity(0))
+    return (
+        (1, n_cores) if config.cluster.kind == "inline" else (config.cluster.workers or n_cores, 1)
+    )
+
+
+def _expected_hit_rate(config: Config) -> float:
+    if config.hits.threshold == "none":
+        return 1.0
+    return config.simulation.hit_rate if config.simulation else HIT_RATE
+
+
+def _output_bytes(
+    config: Config, n_frames: int, hit_rate: float, pixels: int, event_ids: int
+) -> dict[str, int]:
+    members = len(config.inference.members or []) or config.training.ensemble.n_members
+    n_hits = n_frames * hit_rate
+    n_selected = n_hits * (config.selection.expected_single_fraction or SINGLE_SHARE)
+    pixels //= config.handoff.bin**2
+    return {
+        "labels.zarr": n_frames * (LABEL_BYTES + 4 * members + 8 * event_ids),
+        "selection.csv": n_frames * ROW_BYTES,
+        "dragonfly/photons.h5": round(n_hits * pixels * PHOTON_BYTES),
+        "selection.cxi": round(n_selected * pixels * CXI_BYTES),
+    }
