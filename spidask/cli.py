@@ -61,7 +61,7 @@ def command(function: Command) -> Command:
         try:
             function(*args, **kwargs)
         except SpidaskError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
             raise typer.Exit(2) from None
 
     app.command(function.__name__.removesuffix("_"))(wrapped)
@@ -93,8 +93,7 @@ def check(config: ConfigFile, set_: Overrides = None) -> None:
     problems = checks.check(load_config(config, set_ or []))
     for problem in problems:
         print(problem)
-    errors = sum(problem.severity == "error" for problem in problems)
-    if errors:
+    if any(problem.severity == "error" for problem in problems):
         raise typer.Exit(2)
     print(f"{len(problems)} warnings, nothing that stops a run" if problems else "no problems")
 
@@ -116,6 +115,7 @@ def run(
 ) -> None:
     """Train, classify, select, export and report; what is done is not done again."""
     settings = load_config(config, set_ or [])
+    _refuse_problems(settings)
     with _progress() as progress:
         manifest = pipeline.run(settings, until, progress)
     _print_counts(settings, manifest)
@@ -180,6 +180,15 @@ def _set_up_logging() -> None:
     logger.handlers = [rich if sys.stderr.isatty() else plain]
     logger.setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _refuse_problems(settings: Config) -> None:
+    # Before anything is simulated or trained.
+    problems = checks.check(settings)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if any(problem.severity == "error" for problem in problems):
+        raise typer.Exit(2)
 
 
 @contextmanager

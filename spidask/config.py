@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import typing
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -113,7 +114,7 @@ class Preprocessing(Section):
 class Hits(Section):
     """Which frames are hits."""
 
-    threshold: float | Literal["adaptive", "none"] = "adaptive"
+    threshold: Annotated[float, Field(ge=0)] | Literal["adaptive", "none"] = "adaptive"
     """A hit score, ``adaptive``, or ``none`` for files that hold only hits."""
     lit_photons: Positive = 0.7
     """A pixel above this is lit."""
@@ -459,9 +460,12 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
         If the file cannot be read or parsed, or an override has another form.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.load(Path(path).read_text(), _Loader)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; check the path") from None
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line}: is no YAML: {error.problem}; correct it") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -510,6 +514,18 @@ def schema_json() -> str:
     return json.dumps(Config.model_json_schema(), indent=2)
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads YAML, and refuses a key that stands twice: the first would be dropped in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for number, key in enumerate(keys):
+            if key in keys[:number]:
+                line = node.value[number][0].start_mark.line + 1
+                raise ConfigError(f"{key}: stands twice, again in line {line}; keep one")
+        return super().construct_mapping(node, deep)
+
+
 def _put(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
@@ -529,24 +545,49 @@ def _put(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    return "; ".join(_explain_one(dict(e), model, prefix) for e in error.errors())
+    told: dict[str, list[str]] = {}
+    for one in error.errors():
+        # pydantic adds the names of union branches to the path; only real keys mean something.
+        location = [str(part) for part in one["loc"] if _is_key(part)]
+        key, message = _explain_one(dict(one), model, location)
+        told.setdefault(".".join(filter(None, [prefix, *location, key])), []).append(message)
+    # Each branch of a union has its own message about the same value.
+    lines = []
+    for path, (first, *others) in told.items():
+        text = " or ".join([first, *(other.partition(", expected ")[2] for other in others)])
+        lines.append(f"{path}: {text}" if path else text)
+    return "\n".join(lines)
 
 
-def _explain_one(error: dict[str, Any], model: type[BaseModel], prefix: str) -> str:
-    # pydantic adds the names of union branches to the path; only real keys mean something.
-    location = [str(part) for part in error["loc"] if _is_key(part)]
-    path = ".".join([prefix, *location] if prefix else location)
+def _explain_one(
+    error: dict[str, Any], model: type[BaseModel], location: list[str]
+) -> tuple[str, str]:
+    """Give what the message adds to the key's path, and the rest of the message."""
     if error["type"] == "extra_forbidden":
         known = _known_keys(model, location[:-1])
         close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(known)}."
-        return f"{path}: unknown key. {hint}"
+        return "", f"unknown key. {hint}"
     if error["type"] == "missing":
-        return f"{path}: missing. Give it in the YAML file or with --set {path}=..."
+        path = ".".join(location)
+        return "", f"missing. Give it in the YAML file or with --set {path}=..."
+    value = json.dumps(error["input"], default=str)
+    if error["type"] in ("model_type", "dict_type"):
+        keys = ", ".join(_known_keys(model, location))
+        return "", f"{value}, expected a section with any of the keys {keys}; or leave it out"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
-        return f"{path}: {message}" if path and not message.startswith("per_run.") else message
-    return f"{path}: {error['input']!r}: {message[0].lower()}{message[1:]}"
+        # A validator of a section begins its message with the key.
+        key, colon, rest = message.partition(": ")
+        return (key, rest) if colon and " " not in key else ("", message)
+    return "", f"{value}, expected {_say_expected(message)}"
+
+
+def _say_expected(message: str) -> str:
+    text = message.removeprefix("Input should be ").partition(", unable")[0]
+    text = text.partition(" after validation")[0].replace("valid list", "list")
+    text = re.sub("^(List|Tuple) should have", "a list of", text)
+    return f"a number {text}" if text.startswith(("greater", "less")) else text
 
 
 def _is_key(part: object) -> bool:
@@ -558,10 +599,9 @@ def _is_key(part: object) -> bool:
 
 def _known_keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     for name in path:
+        # The next name is any run's name where a section stands for each run.
         field = model.model_fields.get(name)
-        if field is None:
-            return []
-        model = _section_type(field.annotation) or model
+        model = (_section_type(field.annotation) if field else None) or model
     return list(model.model_fields)
 
 

@@ -181,7 +181,9 @@ def split(runs: npt.NDArray[np.str_], classes: IntArray, config: Config, seed: i
         by_validation = ~by_training
     assert by_validation is not None
     if (both := np.unique(runs[by_training & by_validation])).size:
-        raise TrainingError(f"run {both[0]} is in training.runs and in validation.runs")
+        raise TrainingError(
+            f"run {both[0]} is in training.runs and in validation.runs; leave it out of one"
+        )
     for name, side in (("training", by_training), ("validation", by_validation)):
         _refuse_one_sided(name, classes[side], np.unique(runs))
     return Split(np.flatnonzero(by_training), np.flatnonzero(by_validation))

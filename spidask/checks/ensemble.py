@@ -59,7 +59,7 @@ def _bad_split(beamtime: Beamtime) -> Iterator[Problem]:
         split(runs, classes, config, config.training.seed)
     except SpidaskError as error:
         side = "validation" if str(error).startswith("validation") else "training"
-        yield Problem(f"{side}.runs", str(error))
+        yield Problem(f"{side}.runs", str(error).removeprefix(f"{side}: "))
 
 
 def _unmatched_runs(config: Config, labelled: list[str]) -> Iterator[Problem]:

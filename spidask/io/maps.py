@@ -210,7 +210,7 @@ def _refuse_shape(
     if len(found) not in allowed or found[-2:] != shape or 0 in found:
         form = f"{shape}, or a stack of such frames" if stack else f"{shape}"
         raise DataError(
-            f"{what} {location}: has shape {found}, expected {form}",
+            f"{what} {location}: has shape {found}, expected {form}; give this detector's map",
             path=location,
             found=found,
             expected=shape,
