@@ -1,0 +1,44 @@
+"""Checks of labels, members and their training."""
+
+import pytest
+
+from spidask.checks import check
+
+
+def test_a_pattern_among_several_that_matches_nothing(beamtime, tmp_path):
+    found = check(beamtime.config(tmp_path, training={"runs": ["r0001", "r7*"]}))
+    assert [(p.place, p.message) for p in found] == [
+        ("training.runs", "'r7*' is no labelled run; those are r0001, r0002")
+    ]
+
+
+@pytest.mark.parametrize(("every", "n_checkpoints"), [(2, 6), (3, 4), (5, 3), (100, 1)])
+def test_checkpoints_are_counted_as_training_makes_them(beamtime, tmp_path, every, n_checkpoints):
+    ensemble = {"n_members": n_checkpoints}
+    enough = {"iterations": 12, "checkpoint_every": every, "ensemble": ensemble}
+    assert check(beamtime.config(tmp_path, training=enough)) == []
+    ensemble["n_members"] += 1
+    (problem,) = check(beamtime.config(tmp_path, training=enough))
+    assert problem.message.startswith(
+        f"needs {n_checkpoints + 1} checkpoints and there are {n_checkpoints};"
+    )
+
+
+def test_members_of_several_seeds_need_one_checkpoint(beamtime, tmp_path):
+    many = {"checkpoint_every": 100, "ensemble": {"n_members": 9, "kind": "seeds"}}
+    assert check(beamtime.config(tmp_path, training=many)) == []
+
+
+def test_given_members_need_no_labels(beamtime, tmp_path):
+    members = {"members": [str(path) for path in beamtime.members]}
+    training = {"initial": "none", "ensemble": {"n_members": 50}}
+    labels = {"file": None}
+    assert (
+        check(beamtime.config(tmp_path, inference=members, training=training, labels=labels)) == []
+    )
+
+
+def test_a_size_window_that_is_partly_out_of_reach(beamtime, tmp_path):
+    (problem,) = check(beamtime.config(tmp_path, selection={"size_window_nm": [20, 84]}))
+    assert (problem.severity, problem.place) == ("warning", "selection.size_window_nm")
+    assert problem.message.startswith("[20, 84] reaches beyond sizing.range_nm, [25, 150]")

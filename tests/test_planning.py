@@ -1,0 +1,99 @@
+"""The plan counts what headers say."""
+
+import os
+import time
+
+import h5py
+import numpy as np
+import pytest
+
+from spidask.config import parse_config
+from spidask.errors import ConfigError
+from spidask.planning import PROCESS_BYTES, format_bytes, make_plan
+
+
+def test_the_plan_of_a_small_beamtime(beamtime, tmp_path):
+    plan = make_plan(beamtime.config(tmp_path / "out"))
+    assert (plan.runs, plan.files, plan.frames, plan.unreadable) == (3, 3, 600, [])
+    assert (plan.shape, plan.dtype) == ((40, 48), "uint16")
+    # 150, 150 and 300 frames in shards of 128.
+    assert (plan.shards, plan.frames_per_shard) == (2 + 2 + 3, 128)
+    assert plan.raw_bytes == 600 * 40 * 48 * 2
+    assert plan.read_bytes == 600 * 36 * 40 * 2
+    assert plan.task_bytes == 128 * 36 * 40 * 2
+    threads = len(os.sched_getaffinity(0))
+    assert plan.process_bytes == PROCESS_BYTES + threads * 128 * 36 * 40 * (2 + 6)
+    assert plan.processes == 1
+    assert plan.hit_rate == 0.016
+    assert plan.output_bytes["labels.zarr"] == 600 * (34 + 5 * 4)
+    assert plan.output_bytes["dragonfly/photons.h5"] == round(600 * 0.016 * 36 * 40)
+    assert not (tmp_path / "out").exists()
+
+
+def test_common_mode_reads_whole_asics(beamtime, tmp_path):
+    common = {"common_mode": {"asic": [1, 16], "max_adu": 2}}
+    plan = make_plan(beamtime.config(tmp_path, preprocessing=common))
+    assert plan.read_bytes == 600 * 36 * 48 * 2  # columns 4 to 43 lie in the ASICs of 0 to 47
+
+
+def test_every_frame_is_a_hit_without_threshold(beamtime, tmp_path):
+    plan = make_plan(beamtime.config(tmp_path, hits={"threshold": "none"}, handoff={"bin": 2}))
+    assert plan.hit_rate == 1.0
+    assert plan.output_bytes["dragonfly/photons.h5"] == 600 * 18 * 20
+
+
+def test_windows_that_cut_blocks_cost_memory(beamtime, tmp_path):
+    def process_bytes(threshold, block):
+        inference = {"frames_per_block": block}
+        settings = beamtime.config(tmp_path, hits={"threshold": threshold}, inference=inference)
+        return make_plan(settings).process_bytes
+
+    assert process_bytes("adaptive", 128) == process_bytes(100.0, 128)
+    threads = len(os.sched_getaffinity(0))
+    more = process_bytes("adaptive", 100) - process_bytes(100.0, 100)
+    assert more == threads * 100 * 36 * 40 * 8 * 4
+
+
+def test_workers_are_processes(beamtime, tmp_path):
+    plan = make_plan(beamtime.config(tmp_path, cluster={"kind": "local", "workers": 3}))
+    assert plan.processes == 3
+    assert plan.process_bytes == PROCESS_BYTES + 128 * 36 * 40 * (2 + 6)
+
+
+def test_a_beamtime_that_is_still_to_be_simulated(beamtime, tmp_path):
+    simulation = {"folder": str(tmp_path / "none"), "runs": 2, "frames": 300, "hit_rate": 0.5}
+    settings = beamtime.config(tmp_path, simulation=simulation)
+    plan = make_plan(settings)
+    assert (plan.runs, plan.frames, plan.shape) == (2, 600, (512, 1024))
+    assert plan.raw_bytes == 600 * 512 * 1024 * 2
+    assert plan.shards == 2 * 3
+    assert plan.hit_rate == 0.5
+
+
+def test_a_region_that_does_not_fit(beamtime, tmp_path):
+    region = {"region": {"y": [0, 41], "x": [0, 48]}}
+    with pytest.raises(ConfigError, match=r"preprocessing\.region\.y"):
+        make_plan(beamtime.config(tmp_path, preprocessing=region))
+
+
+def test_the_lines(beamtime, tmp_path):
+    (tmp_path / "r9.h5").write_bytes(b"")
+    files = [str(beamtime.folder / "r*.h5"), str(tmp_path / "r9.h5")]
+    lines = make_plan(beamtime.config(tmp_path / "out", runs={"files": files})).lines()
+    assert lines[0] == (
+        "input    600 frames of 40 x 48 uint16 in 3 runs, 3 files; 1 files unreadable"
+    )
+    assert lines[1] == "raw      2.3 MB, of which 1.73 MB are within the region to read"
+    assert lines[-1].startswith("output   71 kB if 1.6% of the frames are hits: labels.zarr 32.4")
+
+
+def test_twelve_million_frames_in_400_files_take_seconds(tmp_path):
+    for number in range(400):
+        with h5py.File(tmp_path / f"r{number:04d}.h5", "w") as file:
+            file.create_dataset("data", (30_000, 512, 1024), np.uint16, chunks=(1, 512, 1024))
+    files = {"files": [str(tmp_path / "r*.h5")], "dataset": "data"}
+    start = time.perf_counter()
+    plan = make_plan(parse_config({"runs": files, "output": str(tmp_path / "out")}))
+    assert time.perf_counter() - start < 30
+    assert (plan.frames, plan.shards) == (12_000_000, 400 * 8)
+    assert format_bytes(plan.raw_bytes) == "12.6 TB"

@@ -1,0 +1,55 @@
+"""How far an output folder is."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from spidask.errors import StoreError
+from spidask.io.manifest import note
+from spidask.io.store import create_run, write_shard
+from spidask.status import RunStatus, measure_status
+
+
+def labels(start, hit):
+    index = np.arange(start, start + len(hit))
+    return xr.Dataset({"index": ("frame", index), "hit": ("frame", np.array(hit, bool))})
+
+
+@pytest.fixture
+def output(beamtime, tmp_path):
+    """Run r1 of 10 frames has two of three shards, r2 of 4 frames none."""
+    unreadable = [["r3.h5", "is empty"]]
+    counts = {"read": {"files": 3, "frames": 14, "unreadable_files": unreadable}}
+    note(beamtime.config(tmp_path), counts)
+    store = tmp_path / "labels.zarr"
+    for run, n in (("r1", 10), ("r2", 4)):
+        create_run(store, run, labels(0, [False]), n, 4)
+    write_shard(store, "r1", 0, labels(0, [1, 0, 1, 1]))
+    write_shard(store, "r1", 2, labels(8, [0, 1]))
+    return tmp_path
+
+
+def test_shards_frames_and_hits_are_counted(output):
+    status = measure_status(output)
+    assert status.runs == [RunStatus("r1", 3, 2, 10, 6, 4), RunStatus("r2", 1, 0, 4, 0, 0)]
+    assert status.members == 0
+
+
+def test_the_lines(output):
+    assert measure_status(output).lines() == [
+        "0 members",
+        "r1        2 of 3 shards, 6 of 10 frames, 4 hits",
+        "r2        0 of 1 shards, 0 of 4 frames, 0 hits",
+        "all runs  2 of 4 shards, 6 of 14 frames, 4 hits",
+        "read: files 3, frames 14, unreadable files 1",
+    ]
+
+
+def test_before_any_label(beamtime, tmp_path):
+    note(beamtime.config(tmp_path))
+    assert measure_status(tmp_path).lines() == ["0 members", "no labels yet"]
+
+
+def test_a_folder_that_is_no_output(tmp_path):
+    with pytest.raises(StoreError, match=r"is .* the output folder of `spidask run`"):
+        measure_status(tmp_path)
