@@ -77,9 +77,9 @@ def simulate(
     seed: Annotated[int | None, typer.Option(help="Seed of everything drawn.")] = None,
 ) -> None:
     """Compute a beamtime: raw runs, darks, mask, gain, labels and, kept apart, the truth."""
-    values = (
-        read_settings(config) if config else {"runs": {"files": ["unused"]}, "output": "unused"}
-    )
+    values: dict[str, Any] = {"runs": {"files": [str(out / "r*.h5")]}, "output": str(out)}
+    if config:
+        values = read_settings(config)
     given = {"folder": str(out), "frames": frames, "runs": runs, "seed": seed}
     section = values.get("simulation") or {}
     values["simulation"] = section | {key: v for key, v in given.items() if v is not None}
@@ -150,7 +150,7 @@ def compare(
     """Compare two selections with each other, and with the truth."""
     table = compare_selections(a, b, truth)
     print(table.T.to_string(float_format=lambda value: f"{value:.4g}", na_rep=""))
-    print("; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in table.attrs.items()))
+    print("; ".join(f"{str(key).replace('_', ' ')}: {value}" for key, value in table.attrs.items()))
 
 
 @command

@@ -1,0 +1,106 @@
+"""A whole beamtime: all sections together."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from spidask.config.base import Section
+from spidask.config.explain import explain
+from spidask.config.sections import (
+    Cluster,
+    Geometry,
+    Handoff,
+    Hits,
+    Inference,
+    Labels,
+    Preprocessing,
+    Runs,
+    Selection,
+    Sizing,
+    Training,
+    Validation,
+)
+from spidask.config.simulation import Simulation
+
+S = TypeVar("S", bound=Section)
+
+
+class PerRun(Section):
+    """Settings that differ for some runs; anything left out is as in the main sections."""
+
+    geometry: dict[str, Any] = Field(default_factory=dict)
+    preprocessing: dict[str, Any] = Field(default_factory=dict)
+
+
+class Config(Section):
+    """A whole beamtime."""
+
+    runs: Runs
+    output: str
+    """Folder for everything that is written."""
+    labels: Labels = Labels()
+    geometry: Geometry = Geometry()
+    preprocessing: Preprocessing = Preprocessing()
+    hits: Hits = Hits()
+    sizing: Sizing = Sizing()
+    training: Training = Training()
+    validation: Validation = Validation()
+    inference: Inference = Inference()
+    selection: Selection = Selection()
+    handoff: Handoff = Handoff()
+    cluster: Cluster = Cluster()
+    simulation: Simulation | None = None
+    per_run: dict[str, PerRun] = Field(default_factory=dict)
+    """Run name, or a pattern of names, to the settings that differ there."""
+
+    def geometry_of(self, run: str) -> Geometry:
+        """Geometry of one run.
+
+        Parameters
+        ----------
+        run : str
+            The run's name.
+
+        Returns
+        -------
+        Geometry
+            The main section with what `per_run` changes for this run.
+        """
+        return self._merged(run, "geometry", self.geometry)
+
+    def preprocessing_of(self, run: str) -> Preprocessing:
+        """Calibration of one run.
+
+        Parameters
+        ----------
+        run : str
+            The run's name.
+
+        Returns
+        -------
+        Preprocessing
+            The main section with what `per_run` changes for this run.
+        """
+        return self._merged(run, "preprocessing", self.preprocessing)
+
+    def _merged(self, run: str, name: str, main: S) -> S:
+        values = main.model_dump()
+        for pattern, changes in self.per_run.items():
+            if fnmatchcase(run, pattern):
+                values.update(getattr(changes, name))
+        return type(main).model_validate(values)
+
+    @model_validator(mode="after")
+    def _per_run_is_valid(self) -> Config:
+        for pattern, changes in self.per_run.items():
+            for name in ("geometry", "preprocessing"):
+                section = getattr(self, name)
+                try:
+                    type(section).model_validate({**section.model_dump(), **getattr(changes, name)})
+                except ValidationError as error:
+                    path = f"per_run.{pattern}.{name}"
+                    raise ValueError(explain(error, type(section), path)) from None
+        return self

@@ -1,0 +1,212 @@
+"""The sections of the YAML file that say how frames become a selection."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from spidask.config.base import Count, Positive, Section
+
+
+class Runs(Section):
+    """Where the raw frames are."""
+
+    files: Annotated[list[str], Field(min_length=1)]
+    """Paths or globs; a run's name is its file's or folder's stem."""
+    dataset: str = "entry_1/data_1/data"
+    """Path of the stack of frames inside each file."""
+    pattern: str | None = None
+    """Regular expression with a group ``run``, searched in the file's name; joins files."""
+    mask: str | None = None
+    """File or ``file:dataset``; ``{run}`` stands for the run's name."""
+    mask_good: Literal["nonzero", "zero"] = "nonzero"
+    """Which mask values are usable pixels; CXI bit masks use "zero"."""
+
+
+class Labels(Section):
+    """What people, or a simulation, say the frames are."""
+
+    file: str | None = None
+    """CSV of ``run,index,label`` for training and validation."""
+    truth: str | None = None
+    """CSV of the same form, or a glob of several; only report and compare read it."""
+
+
+class Geometry(Section):
+    """Where the detector stands; may differ by run."""
+
+    photon_energy_ev: Positive = 1700.7
+    detector_distance_m: Positive = 0.130
+    pixel_size_um: Positive = 75.0
+    beam_centre_y_px: float = -3.0
+    """Row of the beam in the full frame; pixel centres are integers."""
+    beam_centre_x_px: float = 511.5
+    """Column of the beam in the full frame."""
+
+
+class Region(Section):
+    """Region of interest, rows and columns of the full frame."""
+
+    y: tuple[int, int]
+    """First row and the row after the last."""
+    x: tuple[int, int]
+    """First column and the column after the last."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Region:
+        for name, (start, stop) in (("y", self.y), ("x", self.x)):
+            if not 0 <= start < stop:
+                raise ValueError(
+                    f"{name}: [{start}, {stop}] is no range; give [first, one after the last], "
+                    "both counted from 0"
+                )
+        return self
+
+
+class CommonMode(Section):
+    """Subtraction of the median of each ASIC row's unlit pixels."""
+
+    asic: tuple[Count, Count]
+    """Rows and columns of pixels that share one offset."""
+    max_adu: Positive
+    """Pixels above this count as lit and stay out of the median."""
+
+
+class Preprocessing(Section):
+    """From ADU to photons; may differ by run."""
+
+    region: Region | None = None
+    """Nothing means the whole frame."""
+    dark: str | None = None
+    """``file:dataset`` of a map (y, x) or of a stack of dark frames, whose mean is taken."""
+    gain: str | None = None
+    """``file:dataset`` of a map (y, x) by which frames are divided."""
+    common_mode: CommonMode | None = None
+    adu_per_photon: Positive = 1.0
+    photon_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """A pixel holds n photons from n - 1 + this many photons on."""
+    saturation_adu: Positive | None = None
+    """Raw values from here on are missing pixels."""
+
+
+class Hits(Section):
+    """Which frames are hits."""
+
+    threshold: Annotated[float, Field(ge=0)] | Literal["adaptive", "none"] = "adaptive"
+    """A hit score, ``adaptive``, or ``none`` for files that hold only hits."""
+    lit_photons: Positive = 0.7
+    """A pixel above this is lit."""
+    n_sigma: Positive = 4.0
+    """Adaptive: the threshold is median + n_sigma sigma of a window of frames."""
+    window: Annotated[int, Field(ge=100)] = 128
+    """Adaptive: frames in a window, counted from the run's first frame."""
+
+
+class Sizing(Section):
+    """Diameter from the sphere fit to the radial average."""
+
+    particle: Literal["sphere", "icosahedron"] = "icosahedron"
+    """Model whose offset turns the sphere fit into the volume-equivalent diameter."""
+    range_nm: tuple[Positive, Positive] = (25.0, 150.0)
+    """Diameters tried."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Sizing:
+        if self.range_nm[0] >= self.range_nm[1]:
+            raise ValueError(f"range_nm: {list(self.range_nm)} is empty; give [low, high]")
+        return self
+
+
+class Representation(Section):
+    """What a network sees of a pattern."""
+
+    scale: Literal["logarithmic", "linear"] = "logarithmic"
+    maximum: Positive = 30.0
+    """Photons that map to 1; more are clipped only in the linear scale."""
+
+
+class Ensemble(Section):
+    """Which networks become members."""
+
+    n_members: Annotated[int, Field(ge=1, le=50)] = 5
+    kind: Literal["checkpoints", "seeds"] = "checkpoints"
+    """Consecutive checkpoints around the best stage, or the best stage of several seeds."""
+    spacing: Count = 1
+    """Checkpoints from one member to the next."""
+
+
+class Training(Section):
+    """How the networks are trained."""
+
+    runs: list[str] | None = None
+    """Runs, or patterns of their names, whose labels train; nothing: drawn with the seed."""
+    seed: int = 0
+    initial: str = "shipped"
+    """Starting weights: ``shipped`` with the package, ``random``, or a member's path."""
+    iterations: Count = 600
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    learning_rate: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.02
+    checkpoint_every: Count = 50
+    """Iterations between checkpoints, each with its validation F1."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads of a rank; 0 takes every core of the machine."""
+    representation: Representation = Representation()
+    ensemble: Ensemble = Ensemble()
+
+
+class Validation(Section):
+    """On which labels the stage and the thresholds are chosen."""
+
+    runs: list[str] | None = None
+    """Runs, or patterns of their names; nothing: drawn with the seed."""
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Share of the labels drawn where no runs are named."""
+
+
+class Inference(Section):
+    """How frames are classified."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_size: Count = 64
+    """Patterns a network sees at once; the last batch is padded."""
+    frames_per_shard: Count = 4096
+    """Frames of one task and of one piece of the store."""
+    frames_per_block: Annotated[int, Field(ge=0)] = 0
+    """Frames read at once; 0 chooses about 100 MiB of raw data."""
+    members: list[str] | None = None
+    """Files of members to use; nothing: those that the stage `train` makes."""
+
+
+class Selection(Section):
+    """Which frames are selected from the stored labels."""
+
+    size_window_nm: tuple[Positive, Positive] = (55.0, 84.0)
+    expected_single_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of single hits among the hits to select from; nothing: as labelled."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Selection:
+        low, high = self.size_window_nm
+        if low >= high:
+            raise ValueError(f"size_window_nm: [{low:g}, {high:g}] is empty; give [low, high]")
+        return self
+
+
+class Handoff(Section):
+    """What orientation determination gets."""
+
+    num_div: Count = 10
+    """Dragonfly's refinement of the rotation group."""
+    bin: Count = 1
+    """Pixels summed along each axis into one."""
+
+
+class Cluster(Section):
+    """Who does the work."""
+
+    kind: Literal["local", "inline"] = "local"
+    """Processes of this machine, or no Dask cluster at all."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """0: one for each visible GPU, or for every core without one."""
