@@ -144,11 +144,11 @@ class Training(Section):
     seed: int = 0
     initial: str = "shipped"
     """Starting weights: ``shipped`` with the package, ``random``, or a member's path."""
-    iterations: Count = 600
+    iterations: Count = 300
     batch_size: Annotated[int, Field(ge=2)] = 64
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive = 5e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
-    checkpoint_every: Count = 50
+    checkpoint_every: Count = 25
     """Iterations between checkpoints, each with its validation F1."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of a rank; 0 takes every core of the machine."""

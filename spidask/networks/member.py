@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from scipy.special import expit
 
 from spidask.config import Representation
@@ -206,7 +206,8 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: str | Path, metadata: A
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
     contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    save_file(contiguous, beside, {"spidask": json.dumps(metadata, sort_keys=True)})
+    # Written here and not by safetensors, which leaves files that the group cannot read.
+    beside.write_bytes(save(contiguous, {"spidask": json.dumps(metadata, sort_keys=True)}))
     beside.replace(path)
 
 
