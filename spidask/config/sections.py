@@ -141,7 +141,7 @@ class Training(Section):
 
     runs: list[str] | None = None
     """Runs, or patterns of their names, whose labels train; nothing: drawn with the seed."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     initial: str = "shipped"
     """Starting weights: ``shipped`` with the package, ``random``, or a member's path."""
     iterations: Count = 300

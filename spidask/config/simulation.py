@@ -79,7 +79,7 @@ class Simulation(Section):
     runs: Count = 3
     frames: Count = 1000
     """Frames of a run."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     labelled_runs: Annotated[int, Field(ge=0)] = 2
     """The first so many runs are labelled."""
     hit_rate: Fraction = 0.016
