@@ -19,12 +19,10 @@ import numpy as np
 from spidask.config import Ensemble, Geometry, Region, Training
 from spidask.metrics import average_precision, best_threshold
 from spidask.networks.augmentation import augment
-from spidask.networks.compact import Compact
 from spidask.networks.learning import (
     Labelled,
     list_checkpoints,
     load_checkpoint,
-    network_of,
     train_rank,
 )
 from spidask.networks.member import SINGLE, Member, save_member
@@ -86,7 +84,7 @@ def draw(expected: np.ndarray, codes: np.ndarray, size: int, seed: int, iteratio
     rows = np.random.default_rng([seed, iteration]).integers(0, len(codes), size)
     patterns = []
     for place, row in enumerate(rows):
-        random = np.random.default_rng([seed, iteration, place])
+        random = np.random.default_rng([seed, iteration, place + 1])
         patterns.append(augment(observe(expected[row], random), random))
     return Labelled(np.stack(patterns), codes[rows])
 
@@ -107,6 +105,8 @@ def main() -> None:
     parser.add_argument("--patterns", type=int, default=36000)
     parser.add_argument("--iterations", type=int, default=3600)
     parser.add_argument("--seed", type=int, default=2018)
+    parser.add_argument("--initial", default="random", help="random, or a member to go on from")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -115,9 +115,9 @@ def main() -> None:
     exposed = [observe(p, np.random.default_rng([1, i])) for i, p in enumerate(unseen)]
     is_single = unseen_codes == SINGLE
     settings = Training(
-        initial="random",
+        initial=options.initial,
         iterations=options.iterations,
-        learning_rate=2e-3,
+        learning_rate=options.learning_rate,
         checkpoint_every=250,
         threads=options.threads,
         ensemble=Ensemble(n_members=1),
@@ -130,12 +130,10 @@ def main() -> None:
         options.seed,
         options.folder / "checkpoints",
     )
-    checkpoint, tensors = load_checkpoint(list_checkpoints(options.folder / "checkpoints")[-1])
-    network = Compact()
-    network.load_state_dict(network_of(tensors))
+    checkpoint = load_checkpoint(list_checkpoints(options.folder / "checkpoints")[-1])
     provenance = {"patterns": options.patterns, "seed": options.seed, **checkpoint.history[-1]}
     threshold, _ = best_threshold(1 / (1 + np.exp(-checkpoint.validation.astype(float))), is_single)
-    member = Member(network.eval(), settings.representation, threshold, provenance=provenance)
+    member = Member(checkpoint.network, settings.representation, threshold, provenance=provenance)
     save_member(member, options.folder / "compact.safetensors")
 
 

@@ -21,10 +21,11 @@ import xarray as xr
 from distributed import as_completed, get_worker
 
 from spidask.config import Config
-from spidask.errors import ClusterError, DataError, SpidaskError
+from spidask.errors import DataError, SpidaskError
 from spidask.io import store
 from spidask.io.runs import select_run, take_frames
 from spidask.io.stack import EVENT_IDS
+from spidask.networks.device import resolve_device
 from spidask.networks.member import Member, load_member, score
 from spidask.preprocessing import measure_sizes, preprocess
 from spidask.schema import annotate, validate
@@ -247,32 +248,6 @@ def enclose_windows(frames: slice, window: int, n_frames: int) -> slice:
     return slice(start, n_frames if stop > last else stop)
 
 
-def resolve_device(name: str) -> str:
-    """Choose the device of this process.
-
-    Parameters
-    ----------
-    name : str
-        ``auto``, ``cpu`` or ``cuda``.
-
-    Returns
-    -------
-    str
-        ``cpu`` or ``cuda``.
-
-    Raises
-    ------
-    ClusterError
-        If ``cuda`` is asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ClusterError("inference.device: cuda, but torch sees no CUDA device; use auto or cpu")
-    if name == "auto":
-        return "cuda" if available else "cpu"
-    return name
-
-
 def _labels(frames: xr.Dataset, members: Sequence[str | Path], config: Config) -> xr.Dataset:
     found = measure_sizes(classify(preprocess(frames, config), members, config), config)
     names = [*LABELS, *(name for name in EVENT_IDS if name in found)]
@@ -293,7 +268,7 @@ def _score_block(
     return out
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=64)
 def _load(path: str, _mtime_ns: int, device: str) -> Member:
     return load_member(path, device)
 

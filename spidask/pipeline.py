@@ -18,8 +18,8 @@ from spidask.errors import ConfigError, StoreError
 from spidask.handoff import export, photons_are_current
 from spidask.inference import Shard, classify_runs
 from spidask.io.files import natural_key
-from spidask.io.labels import read_labels
-from spidask.io.manifest import note, read_config
+from spidask.io.labels import drop_unreadable, read_labels
+from spidask.io.manifest import note, read_config, read_json, write_json
 from spidask.io.runs import open_runs
 from spidask.io.store import gather_labels
 from spidask.io.tables import read_trained_frames, write_selection_csv
@@ -80,25 +80,32 @@ def run(
     if config.simulation:
         make_beamtime(config)
     frames = open_beamtime(config)
-    members = find_members(config) if config.inference.members else _train(frames, config)
+    facts = {"read": _count_read(frames)}
+    if config.inference.members:
+        members = _given(config)
+    else:
+        members, facts["train"] = _train(frames, config)
+    files = sign_inputs(frames, config)
+    refuse_stale_labels(members, files, config)
+    # Not before here, so that settings which were refused leave no trace.
+    note(config, facts)
     if last >= STAGES.index("classify"):
-        files = sign_inputs(frames, config)
-        refuse_stale_labels(members, files, config)
         sign_labels(members, config)
         with connect(config.cluster) as client:
             labels = Path(config.output) / "labels.zarr"
             classify_runs(frames, members, config, labels, files, client, progress)
             if last >= STAGES.index("select"):
-                selection = choose(config)
+                selection, facts = choose(config)
+                note(config, facts)
             if last >= STAGES.index("export"):
                 note(config, {"export": export(selection, frames, config, config.output, client)})
     if last >= STAGES.index("report"):
-        report(selection, frames, config)
+        log.info("report: %s", write_report(selection, frames, config, Path(config.output)))
     return note(config)
 
 
 def select_again(output: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Select and hand off anew from stored labels.
+    """Select and hand off anew from stored labels; the report of before is removed.
 
     Parameters
     ----------
@@ -121,10 +128,13 @@ def select_again(output: str | Path, overrides: Sequence[str] = ()) -> dict[str,
     """
     config = read_config(output, overrides)
     refuse_other_labels(read_config(output), config)
-    selection = choose(config)
+    selection, facts = choose(config)
     current = photons_are_current(selection, config, output)
     frames = None if current else open_beamtime(config)
-    return note(config, {"export": export(selection, frames, config, output)})
+    facts["export"] = export(selection, frames, config, output)
+    # It tells of the selection before; `spidask report` writes one of this.
+    (Path(output) / "report.html").unlink(missing_ok=True)
+    return note(config, facts)
 
 
 def report_again(output: str | Path) -> Path:
@@ -146,40 +156,14 @@ def report_again(output: str | Path) -> Path:
         If labels are missing.
     """
     config = read_config(output)
-    return report(choose(config), open_beamtime(config), config)
-
-
-def report(selection: xr.Dataset, frames: xr.Dataset, config: Config) -> Path:
-    """Write the report, and metrics into the manifest where there is truth.
-
-    Parameters
-    ----------
-    selection : xarray.Dataset
-        As of `choose`.
-    frames : xarray.Dataset
-        As of `open_runs`.
-    config : Config
-        The beamtime.
-
-    Returns
-    -------
-    pathlib.Path
-        ``report.html``.
-    """
-    output = Path(config.output)
-    if config.labels.truth:
-        table = compare(output, output, config.labels.truth).iloc[[0, -1]]
-        table.index = table.index.where(table.index != str(output), "selection")
-        metrics = json.loads(table.to_json(orient="index"))
-        note(config, {"metrics": metrics})
-        log.info("against %s: %s", config.labels.truth, _in_words(metrics["selection"]))
-    path: Path = write_report(selection, frames, config, output)
-    log.info("report: %s", path)
+    selection, facts = choose(config)
+    note(config, facts)
+    path: Path = write_report(selection, open_beamtime(config), config, Path(output))
     return path
 
 
-def choose(config: Config) -> xr.Dataset:
-    """Select from stored labels and write the table of all frames.
+def choose(config: Config) -> tuple[xr.Dataset, dict[str, Any]]:
+    """Select from stored labels, write the table of all frames and judge it.
 
     Parameters
     ----------
@@ -188,8 +172,10 @@ def choose(config: Config) -> xr.Dataset:
 
     Returns
     -------
-    xarray.Dataset
+    selection : xarray.Dataset
         As of `select`, in memory.
+    facts : dict
+        For the manifest: ``select``, counts by reason, and ``metrics``, empty without truth.
 
     Raises
     ------
@@ -202,9 +188,14 @@ def choose(config: Config) -> xr.Dataset:
     selection = select(labels, thresholds, config.selection, read_trained_frames(output))
     write_selection_csv(selection, output / "selection.csv")
     counts = count_reasons(selection)
-    note(config, {"select": counts})
     log.info("%s", _in_words({k: v for k, v in counts.items() if k != "runs"}))
-    return selection
+    metrics: dict[str, Any] = {}
+    if config.labels.truth:
+        table = compare(output, output, config.labels.truth).iloc[[0, -1]]
+        table.index = table.index.where(table.index != str(output), "selection")
+        metrics = json.loads(table.to_json(orient="index"))
+        log.info("against %s: %s", config.labels.truth, _in_words(metrics["selection"]))
+    return selection, {"select": counts, "metrics": metrics}
 
 
 def make_beamtime(config: Config) -> Path:
@@ -242,7 +233,7 @@ def make_beamtime(config: Config) -> Path:
 
 
 def open_beamtime(config: Config) -> xr.Dataset:
-    """Open the runs of a config; say and count which files cannot be read.
+    """Open the runs of a config and say which files cannot be read.
 
     Parameters
     ----------
@@ -266,8 +257,6 @@ def open_beamtime(config: Config) -> xr.Dataset:
     faulty = {name: frames.attrs[name] for name in ("unreadable_files", "odd_files")}
     for path, why in [*faulty["unreadable_files"], *faulty["odd_files"]]:
         log.warning("%s %s", path, why)
-    n_files = frames.sizes["file_code"] + len(faulty["unreadable_files"])
-    note(config, {"read": {"files": n_files, "frames": frames.sizes["frame"], **faulty}})
     return frames
 
 
@@ -304,29 +293,49 @@ def find_members(config: Config) -> list[Path]:
     return found
 
 
-def _train(frames: xr.Dataset, config: Config) -> list[Path]:
+def _train(frames: xr.Dataset, config: Config) -> tuple[list[Path], dict[str, Any]]:
     if config.labels.file is None:
         raise ConfigError(
             "labels.file: missing; give a CSV of run,index,label to train on, or the members of "
             "another beamtime as inference.members"
         )
-    record = Path(config.output) / "members" / "training.json"
+    output = Path(config.output)
+    record, begun = output / "members" / "training.json", output / "checkpoints" / "settings.json"
     settings = training_settings(config)
-    stored = json.loads(record.read_text()) if record.exists() else {}
-    refuse_changed_training(stored.get("settings", {}), settings, record.parent)
-    if "frames" in stored:
-        return find_members(config)
-    record.parent.mkdir(exist_ok=True)
-    record.write_text(json.dumps({"settings": settings}))
-    start = time.perf_counter()
-    labels = read_labels(config.labels.file)
-    members, used = train(frames, labels, config, Path(config.output))
-    record.write_text(json.dumps({"settings": settings, "frames": used}))
+    for path in (record, begun):
+        stored = read_json(path)["settings"] if path.exists() else {}
+        refuse_changed_training(stored, settings, path.parent)
+    if not record.exists():
+        write_json(begun, {"settings": settings})
+        start = time.perf_counter()
+        labels, n_unreadable = drop_unreadable(read_labels(config.labels.file), frames)
+        if n_unreadable:
+            log.warning("%d labels are of runs that cannot be read", n_unreadable)
+        members, used = train(frames, labels, config, output)
+        write_json(record, {"settings": settings, "frames": used})
+        log.info("%d members trained in %.0f s", len(members), time.perf_counter() - start)
+    members = find_members(config)
     thresholds = {path.stem: round(load_member(path).threshold, 4) for path in members}
-    n_frames = sum(map(len, used.values()))
-    note(config, {"train": {"labels": len(labels), "frames": n_frames, "thresholds": thresholds}})
-    log.info("%d members trained in %.0f s", len(members), time.perf_counter() - start)
+    n_frames = sum(map(len, read_json(record)["frames"].values()))
+    return members, {"frames": n_frames, "thresholds": thresholds}
+
+
+def _given(config: Config) -> list[Path]:
+    # What these members were trained on has to stay out of the metrics here as well.
+    members = find_members(config)
+    frames: dict[str, set[int]] = {}
+    for path in members:
+        for run, index in load_member(path).provenance.get("frames", {}).items():
+            frames.setdefault(run, set()).update(index)
+    record = Path(config.output) / "members" / "training.json"
+    write_json(record, {"settings": {}, "frames": {run: sorted(i) for run, i in frames.items()}})
     return members
+
+
+def _count_read(frames: xr.Dataset) -> dict[str, Any]:
+    faulty = {name: frames.attrs[name] for name in ("unreadable_files", "odd_files")}
+    n_files = frames.sizes["file_code"] + len(faulty["unreadable_files"])
+    return {"files": n_files, "frames": frames.sizes["frame"], **faulty}
 
 
 def _in_words(counts: Mapping[str, float]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from spidask.config import Config
 from spidask.errors import ConfigError, StoreError
 from spidask.io.fingerprint import check_fingerprint, read_fingerprint, write_fingerprint
 from spidask.io.labels import read_labels
-from spidask.io.maps import modified, split_location
+from spidask.io.manifest import read_json, write_json
+from spidask.io.maps import sign_map
 from spidask.io.runs import sign_files
-from spidask.networks.member import digest
+from spidask.networks.device import resolve_device
+from spidask.networks.member import SHIPPED, digest
 
 
 def awaits_simulation(config: Config) -> bool:
@@ -42,8 +43,7 @@ def sign_beamtime(config: Config) -> None:
     config : Config
         With a section `simulation`, whose folder is there.
     """
-    settings = _simulation_settings(config)
-    _simulation_record(config).write_text(json.dumps(settings, indent=1))
+    write_json(_simulation_record(config), _simulation_settings(config))
 
 
 def refuse_other_beamtime(config: Config) -> None:
@@ -60,11 +60,11 @@ def refuse_other_beamtime(config: Config) -> None:
         If the folder of the section `simulation` holds one; names the keys.
     """
     record = _simulation_record(config)
-    stored, settings = json.loads(record.read_text()), _simulation_settings(config)
+    stored, settings = read_json(record), _simulation_settings(config)
     before, now = _flatten(stored), _flatten(settings)
-    changed = [key for key in now if before.get(key) != now[key]]
+    changed = _changed(before, now)
     if changed:
-        told = ", ".join(f"{key} (was {before.get(key)}, is {now[key]})" for key in changed)
+        told = ", ".join(f"{key} (was {before.get(key)}, is {now.get(key)})" for key in changed)
         raise StoreError(
             f"{record.parent} holds a beamtime of other settings: {told}. Set them back, remove "
             "it, or choose another simulation.folder",
@@ -91,6 +91,9 @@ def training_settings(config: Config) -> dict[str, Any]:
     )
     flat |= {f"runs.{key}": getattr(config.runs, key) for key in ("dataset", "mask", "mask_good")}
     flat["selection.expected_single_fraction"] = config.selection.expected_single_fraction
+    if config.training.initial != "random":
+        shipped = config.training.initial == "shipped"
+        flat["training.initial"] = digest(SHIPPED if shipped else config.training.initial)
     assert config.labels.file is not None
     return flat | {"labels.file": read_labels(config.labels.file).to_csv(index=False)}
 
@@ -112,10 +115,10 @@ def refuse_changed_training(
     StoreError
         If a value differs; names the keys.
     """
-    changed = [key for key in present if stored and stored.get(key) != present[key]]
+    changed = _changed(stored, present) if stored else []
     if changed:
         told = ", ".join(
-            key if key == "labels.file" else f"{key} (was {stored.get(key)}, is {present[key]})"
+            key if key == "labels.file" else f"{key} (was {stored.get(key)}, is {present.get(key)})"
             for key in changed
         )
         raise StoreError(
@@ -180,21 +183,22 @@ def refuse_other_labels(before: Config, config: Config) -> None:
     fraction = "selection.expected_single_fraction"
     old[fraction] = before.selection.expected_single_fraction
     new[fraction] = config.selection.expected_single_fraction
-    for key in new:
-        if old.get(key) != new[key]:
-            raise ConfigError(
-                f"{key}: changes members or labels, not only the selection; use `spidask run` "
-                "with another output"
-            )
+    for key in _changed(old, new):
+        raise ConfigError(
+            f"{key}: changes members or labels, not only the selection; use `spidask run` with "
+            "another output"
+        )
 
 
 def _label_settings(members: Sequence[Path], config: Config) -> dict[str, Any]:
     names = {"geometry", "preprocessing", "hits", "sizing", "per_run"}
     flat = _flatten(config.model_dump(mode="json", include=names))
     flat |= {f"runs.{key}": getattr(config.runs, key) for key in ("dataset", "mask", "mask_good")}
-    kept = ("device", "batch_size", "frames_per_shard")
+    kept = ("batch_size", "frames_per_shard")
     flat |= {f"inference.{key}": getattr(config.inference, key) for key in kept}
-    return flat | {f"members.{path.stem}": digest(path) for path in members}
+    flat["inference.device"] = resolve_device(config.inference.device)
+    # Numbered, because the order is that of the scores' columns.
+    return flat | {f"members.{i}": digest(path) for i, path in enumerate(members)}
 
 
 def sign_inputs(frames: xr.Dataset, config: Config) -> dict[str, list[list[str | int]]]:
@@ -210,8 +214,8 @@ def sign_inputs(frames: xr.Dataset, config: Config) -> dict[str, list[list[str |
     Returns
     -------
     dict
-        Name of the run to [path, bytes, modification time in ns, frames] of its raw files and
-        of its dark, gain and mask.
+        Name of the run to [path, bytes, modification time in ns, frames] of its raw files, and
+        [location, 0, signature, 0] of its dark, gain and mask.
     """
     signed = sign_files(frames)
     for name in signed:
@@ -223,7 +227,7 @@ def sign_inputs(frames: xr.Dataset, config: Config) -> dict[str, list[list[str |
         ):
             if location:
                 place = location.replace("{run}", name)
-                signed[name].append([split_location(place)[0], 0, modified(place, what), 0])
+                signed[name].append([place, 0, sign_map(place, what), 0])
     return signed
 
 
@@ -234,6 +238,11 @@ def _simulation_record(config: Config) -> Path:
 
 def _simulation_settings(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json", include={"simulation", "geometry"})
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    # A key that went is a change as well.
+    return [key for key in {**before, **now} if before.get(key) != now.get(key)]
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

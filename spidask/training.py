@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from dataclasses import dataclass
@@ -21,14 +22,12 @@ from spidask.errors import TrainingError
 from spidask.io.labels import locate
 from spidask.io.runs import take_frames
 from spidask.metrics import average_precision, best_threshold
-from spidask.networks.compact import Compact
 from spidask.networks.learning import (
     Checkpoint,
     Labelled,
     draw_batch,
     list_checkpoints,
     load_checkpoint,
-    network_of,
     train_rank,
 )
 from spidask.networks.member import SINGLE, Member, save_member
@@ -93,17 +92,20 @@ def train(
     if settings.ensemble.kind == "seeds":
         seeds = [settings.seed + i for i in range(settings.ensemble.n_members)]
     used = np.zeros(len(index), bool)
-    for seed in seeds:
-        parts = split(runs, labelled.classes, config, seed)
-        used[parts.training] = used[parts.validation] = True
-        kept += _train_seed(labelled, parts, config, seed, folder / "checkpoints" / f"seed{seed}")
-    members = [folder / "members" / f"member{number}.safetensors" for number in range(len(kept))]
-    for member, path in zip(kept, members, strict=True):
-        save_member(member, path)
-    _write_metrics(folder, seeds)
-    return members, {
-        str(run): sorted(index[used & (runs == run)].tolist()) for run in np.unique(runs[used])
-    }
+    try:
+        for seed in seeds:
+            parts = split(runs, labelled.classes, config, seed)
+            used[parts.training] = used[parts.validation] = True
+            into = folder / "checkpoints" / f"seed{seed}"
+            kept += _train_seed(labelled, parts, config, seed, into)
+    finally:
+        _write_metrics(folder, seeds)
+    seen = {str(run): sorted(index[used & (runs == run)].tolist()) for run in np.unique(runs[used])}
+    paths = [folder / "members" / f"member{number}.safetensors" for number in range(len(kept))]
+    for member, path in zip(kept, paths, strict=True):
+        provenance = {**member.provenance, "frames": seen}
+        save_member(dataclasses.replace(member, provenance=provenance), path)
+    return paths, seen
 
 
 def load_labelled(
@@ -288,7 +290,7 @@ def _train_seed(
         folder,
     )
     paths = list_checkpoints(folder)
-    f1 = [load_checkpoint(path)[0].history[-1]["validation_f1"] for path in paths]
+    f1 = [load_checkpoint(path).history[-1]["validation_f1"] for path in paths]
     best = [int(np.argmax(f1))]
     stages = best if settings.ensemble.kind == "seeds" else pick_stages(f1, settings.ensemble)
     return [_member(paths[stage], is_single, config, seed) for stage in stages]
@@ -303,16 +305,14 @@ def _judge(logits: FloatArray, is_single: BoolArray, fraction: float | None) -> 
 
 
 def _member(path: Path, is_single: BoolArray, config: Config, seed: int) -> Member:
-    checkpoint, tensors = load_checkpoint(path)
-    network = Compact()
-    network.load_state_dict(network_of(tensors))
+    checkpoint = load_checkpoint(path)
     fraction = config.selection.expected_single_fraction
     slope, intercept = calibrate(checkpoint.validation, is_single, fraction)
     # In the precision of inference, so that a frame is on the same side there.
     scores = expit(slope * checkpoint.validation + intercept).astype(np.float32)
     threshold, f1 = best_threshold(scores.astype(float), is_single, fraction)
     return Member(
-        network.eval(),
+        checkpoint.network,
         config.training.representation,
         threshold,
         slope,
@@ -349,8 +349,7 @@ def _refuse_one_sided(name: str, classes: IntArray, runs: npt.NDArray[np.str_]) 
 
 
 def _write_metrics(folder: Path, seeds: list[int]) -> None:
-    tables = [
-        pd.read_csv(folder / "checkpoints" / f"seed{seed}" / "metrics.csv").assign(seed=seed)
-        for seed in seeds
-    ]
-    pd.concat(tables).to_csv(folder / "metrics.csv", index=False)
+    paths = {seed: folder / "checkpoints" / f"seed{seed}" / "metrics.csv" for seed in seeds}
+    tables = [pd.read_csv(p).assign(seed=seed) for seed, p in paths.items() if p.exists()]
+    if tables:
+        pd.concat(tables).to_csv(folder / "metrics.csv", index=False)

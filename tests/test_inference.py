@@ -8,10 +8,11 @@ import xarray as xr
 from spidask.cluster import connect
 from spidask.config import Cluster
 from spidask.errors import ClusterError, DataError
-from spidask.inference import classify, classify_runs, enclose_windows, resolve_device
+from spidask.inference import classify, classify_runs, enclose_windows
 from spidask.io.labels import read_labels
 from spidask.io.runs import open_runs, sign_files
 from spidask.io.store import gather_labels, missing_shards
+from spidask.networks.device import resolve_device
 from spidask.preprocessing import preprocess
 
 

@@ -73,7 +73,7 @@ def test_manifest_holds_the_merged_config_and_versions(done):
     config, manifest = done
     assert manifest["config"] == config.model_dump(mode="json")
     assert manifest["versions"]["spidask"]
-    assert manifest["counts"]["train"]["labels"] == 300
+    assert manifest["counts"]["train"]["frames"] == 300
 
 
 def test_metrics_come_from_frames_that_did_not_train(done):
@@ -119,6 +119,101 @@ def test_select_again_refuses_what_changes_labels(copied):
     for override in ("hits.n_sigma=3", "selection.expected_single_fraction=0.1"):
         with pytest.raises(ConfigError, match=override.split("=")[0]):
             pipeline.select_again(copied.output, [override])
+
+
+def test_a_refused_run_leaves_the_manifest_alone(copied):
+    manifest = Path(copied.output) / "manifest.json"
+    before = manifest.read_bytes()
+    changed = copied.model_copy(update={"hits": copied.hits.model_copy(update={"threshold": 50.0})})
+    with pytest.raises(StoreError):
+        pipeline.run(changed)
+    assert manifest.read_bytes() == before
+
+
+def test_select_again_judges_the_new_selection_and_drops_the_old_report(copied):
+    output = Path(copied.output)
+    manifest = pipeline.select_again(output, ["selection.size_window_nm=[1, 2]"])
+    assert manifest["counts"]["metrics"]["selection"]["selected"] == 0
+    assert not (output / "report.html").exists()
+
+
+def test_a_setting_that_went_is_a_change(beamtime, tmp_path):
+    geometry = {"r0003": {"geometry": {"beam_centre_x_px": 20}}}
+    config = beamtime.config(tmp_path, per_run=geometry)
+    pipeline.run(config, "select")
+    with pytest.raises(StoreError, match=r"per_run\.r0003"):
+        pipeline.run(beamtime.config(tmp_path), "select")
+    with pytest.raises(ConfigError, match=r"per_run\.r0003"):
+        pipeline.select_again(tmp_path, ["per_run={}"])
+
+
+def given(copied, tmp_path, order=1):
+    """The beamtime once more, with the members of another output."""
+    members = sorted((Path(copied.output) / "members").glob("*.safetensors"))[::order]
+    inference = copied.inference.model_copy(update={"members": [str(path) for path in members]})
+    return copied.model_copy(update={"inference": inference, "output": str(tmp_path / "given")})
+
+
+def test_members_in_another_order_are_other_members(copied, tmp_path):
+    pipeline.run(given(copied, tmp_path), "select")
+    with pytest.raises(StoreError, match=r"members\.0 was .*members\.1"):
+        pipeline.run(given(copied, tmp_path, -1), "select")
+
+
+def test_given_members_bring_the_frames_they_were_trained_on(copied, tmp_path):
+    labels = copied.labels.model_copy(update={"truth": copied.labels.file})
+    config = given(copied, tmp_path).model_copy(update={"labels": labels})
+    with pytest.raises(SpidaskError):
+        pipeline.run(config, "select")  # nothing is left to judge by
+
+
+def test_a_mask_for_a_new_run_leaves_the_others_alone(beamtime, tmp_path):
+    runs, masks = tmp_path / "runs", tmp_path / "masks.h5"
+    shutil.copytree(beamtime.folder, runs)
+    with h5py.File(masks, "w") as file:
+        for number in (1, 2, 3):
+            file[f"r000{number}"] = np.ones((40, 48), np.uint8)
+    change = {"runs": {"files": [str(runs / "r*.h5")], "mask": f"{masks}:{{run}}"}}
+    config = beamtime.config(tmp_path / "out", **change)
+    pipeline.run(config, "classify")
+    shutil.copy2(runs / "r0003.h5", runs / "r0004.h5")
+    with h5py.File(masks, "a") as file:
+        file["r0004"] = np.ones((40, 48), np.uint8)
+    shards = []
+    pipeline.run(config, "classify", lambda shard, _: shards.append(shard.run))
+    assert shards == ["r0004"] * 3
+    with h5py.File(masks, "a") as file:
+        file["r0004"][0, 5] = 0
+    with pytest.raises(StoreError, match=r"masks\.h5:r0004 was changed"):
+        pipeline.run(config, "classify")
+
+
+def test_a_damaged_record_is_named(copied):
+    record = Path(copied.output) / "members" / "training.json"
+    record.write_text(record.read_text()[:40])
+    with pytest.raises(StoreError, match=r"training\.json cannot be read"):
+        pipeline.run(copied)
+
+
+def test_checkpoints_do_not_outlive_their_settings(copied):
+    shutil.rmtree(Path(copied.output) / "members")
+    training = copied.training.model_copy(update={"learning_rate": 0.5})
+    with pytest.raises(StoreError, match=r"training\.learning_rate"):
+        pipeline.run(copied.model_copy(update={"training": training}))
+
+
+def test_labels_of_an_unreadable_run_are_left_out(beamtime, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(beamtime.folder, runs)
+    rows = (runs / "labels.csv").read_text() + "r0009,0,single\nr0009,1,background\n"
+    (runs / "labels.csv").write_text(rows)
+    (runs / "r0009.h5").write_bytes((runs / "r0001.h5").read_bytes()[:5000])
+    change = {
+        "runs": {"files": [str(runs / "r*.h5")]},
+        "labels": {"file": str(runs / "labels.csv")},
+    }
+    manifest = pipeline.run(beamtime.config(tmp_path / "out", **change), "train")
+    assert manifest["counts"]["train"]["frames"] == 300
 
 
 def test_a_new_run_adds_work_for_itself_only(copied, beamtime, tmp_path):

@@ -14,7 +14,7 @@ import xarray as xr
 from spidask.config import Config
 from spidask.errors import ClusterError, ConfigError, DataError, SpidaskError
 from spidask.io.calibration import Recipe, check_calibration, recipe_of
-from spidask.io.labels import locate, read_labels
+from spidask.io.labels import drop_unreadable, locate, read_labels
 from spidask.planning import open_headers
 from spidask.provenance import awaits_simulation
 
@@ -117,7 +117,13 @@ class Beamtime:
             return None
         try:
             labels = read_labels(config.labels.file)
-            return None if frames is None else labels.assign(at=locate(labels, frames))
+            if frames is None:
+                return None
+            labels, n_dropped = drop_unreadable(labels, frames)
+            if n_dropped:
+                text = f"{n_dropped} labels are of runs that cannot be read, and do not train"
+                self.trouble.append(Problem("labels.file", text, "warning"))
+            return labels.assign(at=locate(labels, frames))
         except DataError as error:
             self.trouble.append(Problem("labels.file", str(error)))
             return None

@@ -13,9 +13,9 @@ import torch
 
 from spidask.checks.problems import Beamtime, Problem, as_problem, finds
 from spidask.errors import ClusterError, SpidaskError, StoreError
-from spidask.inference import resolve_device
 from spidask.io.files import natural_key
 from spidask.io.fingerprint import read_fingerprint
+from spidask.networks.device import resolve_device
 from spidask.planning import format_bytes, make_plan
 from spidask.provenance import (
     awaits_simulation,

@@ -209,4 +209,4 @@ class Cluster(Section):
     kind: Literal["local", "inline"] = "local"
     """Processes of this machine, or no Dask cluster at all."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """0: one for each visible GPU, or for every core without one."""
+    """0: one for every core."""

@@ -102,4 +102,4 @@ def _say_file(name: str, old: Sequence[int] | None, new: Sequence[int] | None) -
         return f"file {name} {'came' if old is None else 'went'}"
     if old[-1] != new[-1]:
         return f"file {name} had {old[-1]} frames, has {new[-1]}"
-    return f"file {name} was changed ({old[0]} bytes, now {new[0]}, or its time)"
+    return f"file {name} was changed"

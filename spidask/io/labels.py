@@ -67,6 +67,29 @@ def read_labels(source: str | Path) -> pd.DataFrame:
     return labels
 
 
+def drop_unreadable(labels: pd.DataFrame, frames: xr.Dataset) -> tuple[pd.DataFrame, int]:
+    """Leave out the labels of runs of which no file can be read.
+
+    Parameters
+    ----------
+    labels : pandas.DataFrame
+        Rows as of `read_labels`.
+    frames : xarray.Dataset
+        As of `open_runs`, which lists such runs.
+
+    Returns
+    -------
+    labels : pandas.DataFrame
+        The rows that remain.
+    n_dropped : int
+        How many were left out.
+    """
+    if "run" not in labels:
+        return labels, 0
+    gone = labels["run"].isin(frames.attrs.get("unreadable_runs", []))
+    return labels[~gone].reset_index(drop=True), int(gone.sum())
+
+
 def locate(labels: pd.DataFrame, frames: xr.Dataset) -> npt.NDArray[np.int64]:
     """Find the frames that rows of a table name.
 

@@ -34,12 +34,12 @@ def read_manifest(output: str | Path) -> dict[str, Any]:
         If there is no manifest.
     """
     path = Path(output) / "manifest.json"
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        raise StoreError(
-            f"{path} cannot be read; is {output} the output folder of `spidask run`?"
-        ) from None
+    if not path.exists():
+        raise StoreError(f"{path} is not there; is {output} the output folder of `spidask run`?")
+    manifest = read_json(path)
+    if not isinstance(manifest.get("config"), dict):
+        raise StoreError(f"{path} holds no config; remove it and use `spidask run` again")
+    return manifest
 
 
 def read_config(output: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -85,13 +85,52 @@ def note(config: Config, counts: Mapping[str, Any] | None = None) -> dict[str, A
         What the manifest holds now.
     """
     path = Path(config.output) / "manifest.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     manifest = read_manifest(path.parent) if path.exists() else {"counts": {}}
     manifest["config"] = config.model_dump(mode="json")
     manifest["versions"] = {name: version(name) for name in PACKAGES}
     manifest["versions"]["python"] = platform.python_version()
     manifest["counts"] |= counts or {}
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(manifest, indent=1))
-    beside.replace(path)
+    write_json(path, manifest)
     return manifest
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file.
+
+    Returns
+    -------
+    dict
+        What it holds.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be read or holds something else.
+    """
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise StoreError(
+            f"{path} cannot be read ({error}); remove it and what it describes", path=str(path)
+        ) from None
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object, all or nothing.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file; its folder is made.
+    values : mapping
+        What JSON can hold.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(json.dumps(dict(values), indent=1))
+    beside.replace(path)

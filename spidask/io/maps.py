@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -82,6 +83,39 @@ def modified(location: str, what: str) -> int:
             f"{what} {path}: {error.strerror}; expected an HDF5 or .npy file; correct the path",
             path=path,
         ) from None
+
+
+def sign_map(location: str, what: str) -> int:
+    """Describe a calibration map so that a change shows.
+
+    Parameters
+    ----------
+    location : str
+        As for `load_map`.
+    what : str
+        What the map is, for the message.
+
+    Returns
+    -------
+    int
+        Part of the hash of a map's values, because the maps of several runs may share a file to
+        which more are added; the time of the file's last change, in ns, for a stack.
+
+    Raises
+    ------
+    DataError
+        If there is no such file or dataset.
+    """
+    return _sign_map(location, what, modified(location, what))
+
+
+@lru_cache(maxsize=4096)
+def _sign_map(location: str, what: str, mtime_ns: int) -> int:
+    with _opened(location, what) as values:
+        if values.ndim != 2:
+            return mtime_ns
+        content = np.ascontiguousarray(values[()])
+    return int(hashlib.sha256(content.tobytes()).hexdigest()[:12], 16)
 
 
 def check_map(

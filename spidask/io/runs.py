@@ -59,8 +59,9 @@ def open_runs(
         index; the lookup tables are ``run_name`` and ``file_path``. The dtype is that to which
         NumPy promotes those of the files, in native byte order. attrs: ``dataset``;
         ``unreadable_files``, list of [path, reason], whose frames are unknown and not here;
-        ``odd_files``, list of [path, reason], whose frames have another shape than most files'
-        and are here but filled; ``frame_shape``; ``frames_per_block``.
+        ``unreadable_runs``, names of the runs that have no other files; ``odd_files``, list of
+        [path, reason], whose frames have another shape than most files' and are here but filled;
+        ``frame_shape``; ``frames_per_block``.
 
     Raises
     ------
@@ -86,12 +87,13 @@ def open_runs(
             f"none of {len(entries)} files can be read; {unreadable[0][0]} {unreadable[0][1]}",
             unreadable_files=unreadable,
         )
-    shape = _usual_shape(good)
+    shape, readable = _usual_shape(good), {entry.path for entry in good}
     out = _coordinates(runs, good)
     dtype = np.result_type(*(i.dtype for i in _infos(good) if i.shape[1:] == shape))
     out.attrs = {
         "dataset": dataset,
         "unreadable_files": unreadable,
+        "unreadable_runs": [name for name, paths in runs.items() if not readable & set(paths)],
         "odd_files": _odd_files(good, shape),
         "frame_shape": list(shape),
         "frames_per_block": frames_per_block or choose_block(shape, dtype),

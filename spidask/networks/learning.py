@@ -71,12 +71,15 @@ class Checkpoint:
         Log odds of a single hit for each validation pattern, shape (frame,), float32.
     history : list of dict
         The rows of metrics.csv up to here.
+    network : Compact
+        The network at this stage, in evaluation mode.
     """
 
     path: Path
     iteration: int
     validation: FloatArray
     history: list[dict[str, float]]
+    network: Compact
 
 
 def draw_batch(labelled: Labelled, size: int, seed: int, iteration: int) -> Labelled:
@@ -103,7 +106,7 @@ def draw_batch(labelled: Labelled, size: int, seed: int, iteration: int) -> Labe
     random = np.random.default_rng([seed, iteration])
     rows = random.choice(len(weights), size, p=weights / weights.sum())
     patterns = [
-        augment(labelled.patterns[row], np.random.default_rng([seed, iteration, place]))
+        augment(labelled.patterns[row], np.random.default_rng([seed, iteration, place + 1]))
         for place, row in enumerate(rows)
     ]
     return Labelled(np.stack(patterns), labelled.classes[rows])
@@ -194,8 +197,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("[0-9]*.safetensors"))
 
 
-def load_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
-    """Read a checkpoint.
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint, without the optimizer.
 
     Parameters
     ----------
@@ -204,43 +207,28 @@ def load_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
 
     Returns
     -------
-    checkpoint : Checkpoint
-        What it knows.
-    tensors : dict of torch.Tensor
-        Network and optimizer, their names beginning with ``network.`` and ``optimizer.``.
+    Checkpoint
+        What it holds.
 
     Raises
     ------
     DataError
         If the file is damaged.
     """
-    tensors, metadata = load_tensors(path)
-    validation = tensors.pop("validation").numpy()
-    history = metadata["history"]
-    return Checkpoint(path, len(history), validation, history), tensors
-
-
-def network_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Pick the network's weights from a checkpoint.
-
-    Parameters
-    ----------
-    tensors : dict of torch.Tensor
-        As `load_checkpoint` gives them.
-
-    Returns
-    -------
-    dict of torch.Tensor
-        A state dict.
-    """
-    return {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+    return _load(path)[0]
 
 
 def _initial(settings: Training) -> Compact:
     if settings.initial == "random":
         return Compact().train()
-    path = SHIPPED if settings.initial == "shipped" else Path(settings.initial)
-    return load_member(path).network.requires_grad_(True).train()
+    member = load_member(SHIPPED if settings.initial == "shipped" else settings.initial)
+    if member.representation != settings.representation:
+        raise TrainingError(
+            f"training.representation: {settings.representation}, but training.initial "
+            f"'{settings.initial}' was trained on {member.representation}; set it to that, or "
+            "training.initial to random"
+        )
+    return member.network.requires_grad_(True).train()
 
 
 def _schedule(iteration: int, iterations: int) -> float:
@@ -265,7 +253,8 @@ def _save(
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
     tensors["validation"] = torch.from_numpy(validation)
-    save_tensors(tensors, folder / f"{len(history):06d}.safetensors", {"history": history})
+    metadata = {"history": history, "architecture_settings": network.settings()}
+    save_tensors(tensors, folder / f"{len(history):06d}.safetensors", metadata)
 
 
 def _resume(
@@ -275,8 +264,8 @@ def _resume(
     found = list_checkpoints(folder)
     if not found:
         return []
-    checkpoint, tensors = load_checkpoint(found[-1])
-    network.load_state_dict(network_of(tensors))
+    checkpoint, tensors = _load(found[-1])
+    network.load_state_dict(checkpoint.network.state_dict())
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
@@ -287,6 +276,16 @@ def _resume(
     for row in checkpoint.history:
         _write_row(folder / "metrics.csv", row)
     return list(checkpoint.history)
+
+
+def _load(path: Path) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
+    tensors, metadata = load_tensors(path)
+    network = Compact(**metadata["architecture_settings"])
+    weights = {name: t for name, t in tensors.items() if name.startswith("network.")}
+    network.load_state_dict({name.removeprefix("network."): t for name, t in weights.items()})
+    history = metadata["history"]
+    validation = tensors["validation"].numpy()
+    return Checkpoint(path, len(history), validation, history, network.eval()), tensors
 
 
 def _write_row(path: Path, row: dict[str, float]) -> None:

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from spidask.config import Training
+from spidask.config import Representation, Training
 from spidask.errors import TrainingError
 from spidask.networks.learning import (
     Labelled,
@@ -14,6 +14,7 @@ from spidask.networks.learning import (
     load_checkpoint,
     train_rank,
 )
+from spidask.networks.member import load_tensors
 
 SETTINGS = Training(
     initial="random", iterations=6, checkpoint_every=2, batch_size=8, learning_rate=3e-3, threads=1
@@ -40,7 +41,8 @@ def run(folder, settings=SETTINGS):
     labelled = make_labelled(20)
     draw = functools.partial(draw_batch, labelled, settings.batch_size, 5)
     train_rank(draw, labelled.patterns[:6], judge, settings, 5, folder)
-    return [load_checkpoint(path) for path in list_checkpoints(folder)]
+    paths = list_checkpoints(folder)
+    return [(load_checkpoint(path), load_tensors(path)[0]) for path in paths]
 
 
 def test_resumed_training_is_equal_bit_for_bit(tmp_path):
@@ -64,7 +66,7 @@ def test_overfits_a_few_patterns(tmp_path):
     labelled = make_labelled(16)
     draw = functools.partial(draw_batch, labelled, 16, 0)
     train_rank(draw, labelled.patterns, judge, settings, 0, tmp_path)
-    checkpoint, _ = load_checkpoint(list_checkpoints(tmp_path)[-1])
+    checkpoint = load_checkpoint(list_checkpoints(tmp_path)[-1])
     np.testing.assert_array_equal(checkpoint.validation > 0, labelled.classes == 1)
 
 
@@ -89,4 +91,12 @@ def test_rare_classes_are_drawn_more_often_than_they_are():
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
     settings = SETTINGS.model_copy(update={"learning_rate": 1e30, "iterations": 20})
     with pytest.raises(TrainingError, match=r"training\.learning_rate"):
+        run(tmp_path, settings)
+
+
+def test_weights_of_another_representation_are_refused(tmp_path):
+    settings = SETTINGS.model_copy(
+        update={"initial": "shipped", "representation": Representation(scale="linear")}
+    )
+    with pytest.raises(TrainingError, match=r"training\.representation.*linear.*logarithmic"):
         run(tmp_path, settings)
