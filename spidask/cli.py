@@ -63,6 +63,9 @@ def command(function: Command) -> Command:
         except SpidaskError as error:
             print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
             raise typer.Exit(2) from None
+        except OSError as error:
+            print(f"error: {_say_trouble(error)}", file=sys.stderr)
+            raise typer.Exit(2) from None
 
     app.command(function.__name__.removesuffix("_"))(wrapped)
     return cast(Command, wrapped)
@@ -81,8 +84,10 @@ def simulate(
     if config:
         values = read_settings(config)
     given = {"folder": str(out), "frames": frames, "runs": runs, "seed": seed}
-    section = values.get("simulation") or {}
-    values["simulation"] = section | {key: v for key, v in given.items() if v is not None}
+    section = {} if values.get("simulation") is None else values["simulation"]
+    if isinstance(section, dict):  # anything else is refused with the other settings
+        section = section | {key: v for key, v in given.items() if v is not None}
+    values["simulation"] = section
     folder = pipeline.make_beamtime(parse_config(values))
     console.print(f"beamtime: {folder}")
 
@@ -169,6 +174,13 @@ def schema() -> None:
 def main() -> None:
     """Run the command line."""
     app()
+
+
+def _say_trouble(error: OSError) -> str:
+    # HDF5 gives no name and several lines.
+    place = f"{error.filename}: " if error.filename else ""
+    text = " ".join((error.strerror or str(error) or type(error).__name__).split())
+    return f"{place}{text}; check paths, permissions and free space, then run the command again"
 
 
 def _set_up_logging() -> None:
