@@ -127,3 +127,21 @@ def test_files_that_are_still_to_be_simulated(beamtime, tmp_path):
     simulation = {"folder": str(tmp_path / "beamtime")}
     (tmp_path / "out").mkdir()
     assert check(config(beamtime, tmp_path, simulation=simulation)) == []
+
+
+def test_labels_of_a_run_that_cannot_be_read_are_left_out(beamtime, runs):
+    (runs / "r4.h5").write_bytes(b"")
+    rows = [
+        f"r{n},{i},{label}" for n in (1, 2, 4) for i, label in enumerate(["single", "multiple"])
+    ]
+    (runs / "labels.csv").write_text("\n".join(["run,index,label", *rows]) + "\n")
+    settings = beamtime.config(
+        runs / "out",
+        runs={"files": [str(runs / "*.h5")]},
+        labels={"file": str(runs / "labels.csv"), "truth": None},
+        training={"runs": ["r1"]},
+        validation={"runs": ["r2"]},
+    )
+    found = check(settings)
+    assert places(found) == [("warning", f"{runs}/r4.h5"), ("warning", "labels.file")]
+    assert found[1].message == "2 labels are of runs that cannot be read, and do not train"

@@ -1,10 +1,12 @@
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 
 from spidask.errors import DataError
-from spidask.io.labels import locate, read_labels
+from spidask.io.labels import drop_unreadable, locate, read_labels
+from spidask.io.runs import open_runs
 
 
 def write(path, *lines):
@@ -111,3 +113,40 @@ def test_ids_that_say_too_little_are_refused(frames):
         locate(labels_of(timestamp=[40]), frames)
     with pytest.raises(DataError, match="the runs have no trainId"):
         locate(labels_of(trainId=[1], pulseId=[2]), frames)
+
+
+def test_labels_of_unreadable_runs_are_left_out(frames):
+    labels = labels_of(run=["r3", "r2", "r3", "r4"], index=[0, 2, 9, 0])
+    frames.attrs["unreadable_runs"] = ["r3"]
+    kept, n_dropped = drop_unreadable(labels, frames)
+    assert kept.values.tolist() == [["r2", 2, "single"], ["r4", 0, "single"]]
+    assert kept.index.tolist() == [0, 1]
+    assert n_dropped == 2
+    # A run that is not there at all stays a mistake.
+    with pytest.raises(DataError, match=r"1 of 2 rows match no frame.*: r4 0"):
+        locate(kept, frames)
+
+
+def test_labels_by_event_ids_are_all_kept(frames):
+    frames.attrs["unreadable_runs"] = ["r3"]
+    kept, n_dropped = drop_unreadable(labels_of(timestamp=[50]), frames)
+    assert (kept["timestamp"].tolist(), n_dropped) == ([50], 0)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "gone"), [(None, ["a_s0", "b_s0"]), (r"(?P<run>[a-c])_s[0-9]", ["a"])]
+)
+def test_a_run_is_unreadable_if_all_its_files_are(tmp_path, pattern, gone):
+    # Run a has one file, truncated; run b a truncated and a sound one; run c a sound one.
+    for name in ("b_s1", "c_s0"):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["data"] = np.zeros((2, 3, 4), "u2")
+    whole = (tmp_path / "c_s0.h5").read_bytes()
+    for name in ("a_s0", "b_s0"):
+        (tmp_path / f"{name}.h5").write_bytes(whole[:-10])
+    frames = open_runs(str(tmp_path / "*.h5"), "data", pattern=pattern)
+    assert frames.attrs["unreadable_runs"] == gone
+    labels = labels_of(run=[*gone, frames["run_name"].values[0]], index=[0] * (len(gone) + 1))
+    kept, n_dropped = drop_unreadable(labels, frames)
+    assert n_dropped == len(gone)
+    assert locate(kept, frames).tolist() == [0]
