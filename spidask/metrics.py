@@ -136,12 +136,13 @@ def precision_recall(scores: Floats, is_single: Bools, weights: Floats | None = 
     """
     scores, weights = _aligned(scores, is_single, weights)
     order = np.argsort(-scores, kind="stable")
-    last = _last_of_ties(scores[order])
+    ranked = scores[order]
+    last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)  # of equal ones
     true = np.cumsum((weights * is_single)[order])[last]
     chosen = np.cumsum(weights[order])[last]
     # Frames of weight 0 may lead: nothing is selected yet, and precision has no meaning.
     precision = np.divide(true, chosen, out=np.ones_like(true), where=chosen > 0)
-    return Curve(precision, true / true[-1], scores[order][last])
+    return Curve(precision, true / true[-1], ranked[last])
 
 
 def average_precision(scores: Floats, is_single: Bools, weights: Floats | None = None) -> float:
@@ -320,9 +321,10 @@ def compare(a: str | Path, b: str | Path, truth: str | Path | None = None) -> pd
     -------
     pandas.DataFrame
         A row for each selection: ``selected``, ``in_both`` and ``iou_of_both``. With truth, the
-        metrics of `judge` and ``average_precision`` besides, and a row "reject everything". Its
-        ``attrs`` tell ``frames_trained_on``, left out everywhere, and ``truth_left_out``, labels
-        of frames that one of the selections lacks or that were trained on.
+        metrics of `judge` and ``average_precision`` (NaN without any single hit) besides, and a
+        row "reject everything". Its ``attrs`` tell ``frames_trained_on``, left out everywhere,
+        and ``truth_left_out``, labels of frames that one of the selections lacks or that were
+        trained on.
 
     Raises
     ------
@@ -346,6 +348,9 @@ def compare(a: str | Path, b: str | Path, truth: str | Path | None = None) -> pd
         labels = _by_run(read_labels(truth), truth)
         judged = labels[is_in(labels, tables[0]) & is_in(labels, tables[1])]
         left_out = len(labels) - len(judged)
+        if judged.empty:
+            text = f"none of its {left_out} frames was classified and kept out of training"
+            raise DataError(f"{truth}: {text}; label others", truth_left_out=left_out)
         rows = [row | _against(table, judged) for row, table in zip(rows, tables, strict=True)]
         rows.append(_rejecting_all(judged))
         paths.append("reject everything")
@@ -360,23 +365,22 @@ def _against(table: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
     single = (joined["label"] == "single").to_numpy()
     scores = joined["score"].to_numpy()
     metrics = judge(joined["selected"].to_numpy(), single)
-    return metrics | {"average_precision": average_precision(scores, single)}
+    average = average_precision(scores, single) if single.any() else float("nan")
+    return metrics | {"average_precision": average}
 
 
 def _rejecting_all(truth: pd.DataFrame) -> dict[str, float]:
     single = (truth["label"] == "single").to_numpy()
     metrics = judge(np.zeros(len(single), bool), single)
     # Without any ranking, precision is the share of single hits at every recall.
-    return metrics | {"in_both": 0, "average_precision": float(single.mean())}
+    return metrics | {"in_both": 0, "average_precision": float(single.mean()) or float("nan")}
 
 
 def _by_run(labels: pd.DataFrame, source: str | Path) -> pd.DataFrame:
     if "run" in labels.columns:
         return labels
-    raise DataError(
-        f"{source}: names frames by {', '.join(labels.columns[:-1])}; selections are compared by "
-        "run,index",
-    )
+    named = ", ".join(labels.columns[:-1])
+    raise DataError(f"{source}: names frames by {named}; selections are compared by run,index")
 
 
 def _aligned(
@@ -390,10 +394,6 @@ def _aligned(
     return np.where(np.isnan(values), -np.inf, values), (
         np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)
     )
-
-
-def _last_of_ties(ordered: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
-    return np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -241,6 +241,12 @@ BROKEN = {
         "both are needed",
     ),
     "truth missing": (["labels.truth={folder}/none.csv"], None, "labels.truth", "give a path"),
+    "truth by event ids": (
+        ["labels.truth={folder}/wrong.csv"],
+        write_labels("timestamp,label\n5,single\n"),
+        "labels.truth",
+        "give a table of run,index,label",
+    ),
     "runs that match nothing": (
         ["training.runs=[r9*]"],
         None,

@@ -215,6 +215,22 @@ def test_two_selections_on_one_truth(two_selections, tmp_path):
     assert table.index.tolist()[2] == "reject everything"
 
 
+def test_a_truth_without_single_hits_has_no_average_precision(two_selections, tmp_path):
+    (tmp_path / "truth.csv").write_text("run,index,label\nr1,0,multiple\nr1,2,background\n")
+    table = compare(*two_selections, tmp_path / "truth.csv")
+    assert table["average_precision"].isna().all()
+    assert table["accuracy"].tolist() == [0.5, 0.5, 1.0]
+    assert table["precision"].tolist()[:2] == [0.0, 0.0]
+    assert table["recall"].isna().all()
+
+
+def test_a_truth_of_other_frames_is_refused(two_selections, tmp_path):
+    (tmp_path / "truth.csv").write_text("run,index,label\nr2,1,single\nr9,0,single\n")
+    with pytest.raises(DataError, match="none of its 2 frames was classified") as caught:
+        compare(*two_selections, tmp_path / "truth.csv")
+    assert caught.value.truth_left_out == 2
+
+
 def test_truth_by_event_ids_cannot_be_compared(two_selections, tmp_path):
     (tmp_path / "truth.csv").write_text("timestamp,label\n5,single\n")
     with pytest.raises(DataError, match="names frames by timestamp"):

@@ -37,7 +37,13 @@ def _bad_truth(beamtime: Beamtime) -> Iterator[Problem]:
     config = beamtime.config
     if config.labels.truth and not awaits_simulation(config):
         try:
-            read_labels(config.labels.truth)
+            truth = read_labels(config.labels.truth)
+            if "run" not in truth:
+                yield Problem(
+                    "labels.truth",
+                    f"{config.labels.truth} names frames by {', '.join(truth.columns[:-1])}, and "
+                    "selections are compared by run,index; give a table of run,index,label",
+                )
         except DataError as error:
             yield Problem("labels.truth", str(error))
 
