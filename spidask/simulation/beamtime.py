@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spidask.config import Beam, Geometry, Region, Sample, Simulation
+from spidask.errors import DataError
 from spidask.schema import CLASSES
 from spidask.simulation.density import read_particle
 from spidask.simulation.detector import (
@@ -43,6 +45,8 @@ TRAINING_MIX = {"background": 0.1, "single": 0.3, "multiple": 0.35, "contaminant
 PATTERNS_PER_STRAY = 32
 """So many patterns in a row share the shape of their stray light, though not its strength."""
 DATASET = "entry_1/data_1/data"
+OUTPUTS = ("r*.h5", "masks.h5", "gain.h5", "labels.csv")
+"""What a folder may not hold before; darks and truth go into folders of their own."""
 REPETITION_HZ = 120
 FIRST_SECOND = 1_533_081_600  # 1 August 2018
 
@@ -74,9 +78,17 @@ def simulate_beamtime(
     Raises
     ------
     DataError
-        If the file of the particle cannot be read.
+        If the file of the particle cannot be read, or the folder holds runs, masks, gain or
+        labels of its own.
+
+    Notes
+    -----
+    ``simulation.unfinished.json`` is there until all is written. With the same settings in it the
+    beamtime was interrupted, and is computed from the start.
     """
     folder = Path(settings.folder)
+    unfinished = folder / "simulation.unfinished.json"
+    _make_room(folder, unfinished, _recorded(settings, geometry))
     (folder / "dark").mkdir(parents=True, exist_ok=True)
     (folder / "truth").mkdir(exist_ok=True)
     model = _model(settings.sample, geometry)
@@ -94,6 +106,7 @@ def simulate_beamtime(
         if run <= settings.labelled_runs:
             labels += [(name, i, shot.scene.label) for i, shot in enumerate(shots)]
     _write_csv(folder / "labels.csv", ("run", "index", "label"), labels)
+    unfinished.unlink()
     return folder
 
 
@@ -192,6 +205,31 @@ def draw_labels(settings: Simulation, run: int) -> list[str]:
     labels += ["background"] * (settings.frames - len(labels))
     order = random_stream(settings.seed, 5, run).permutation(settings.frames)
     return [labels[i] for i in order]
+
+
+def _recorded(settings: Simulation, geometry: Geometry) -> str:
+    values = {"simulation": settings.model_dump(), "geometry": geometry.model_dump()}
+    return json.dumps(values, indent=1)
+
+
+def _make_room(folder: Path, unfinished: Path, record: str) -> None:
+    """Remove what an interrupted simulation of these settings left; refuse anything else."""
+    found = [path for pattern in OUTPUTS for path in sorted(folder.glob(pattern))]
+    if found and not (unfinished.exists() and unfinished.read_text() == record):
+        names = ", ".join(path.name for path in found[:4])
+        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+        raise DataError(
+            f"{folder} already holds {names}{more}, and no unfinished simulation of these "
+            "settings; remove them, or choose another folder",
+            path=str(folder),
+        )
+    for path in found:
+        path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    # All or nothing: half a record would make what follows look foreign.
+    part = unfinished.with_suffix(".part")
+    part.write_text(record)
+    part.replace(unfinished)
 
 
 def _model(sample: Sample, geometry: Geometry) -> Particle | None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from spidask.config import Geometry, Region, Simulation
+from spidask.errors import DataError
 from spidask.schema import CLASSES
 from spidask.simulation.beamtime import draw_labels, simulate_beamtime, simulate_patterns
 
@@ -99,6 +100,38 @@ def test_workers_do_not_matter_and_seeds_do(beamtime: Path, tmp_path: Path) -> N
     other = simulate_beamtime(settings(tmp_path / "other", runs=1, frames=1, seed=1))
     assert np.any(frames(other / "r0001.h5")[0] != frames(beamtime / "r0001.h5")[0])
     assert (again / "labels.csv").read_text() == (beamtime / "labels.csv").read_text()
+
+
+@pytest.mark.parametrize("name", ["r77.h5", "masks.h5", "gain.h5", "labels.csv"])
+def test_files_of_somebody_else_stay(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(DataError, match=f"{tmp_path} already holds {name}, and no unfinished"):
+        simulate_beamtime(settings(tmp_path, runs=1, frames=1))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_an_interrupted_simulation_starts_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = settings(tmp_path, runs=1, frames=2, panel={"dark_frames": 2})
+    with monkeypatch.context() as killed:
+        killed.setattr("spidask.simulation.beamtime._write_truth", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            simulate_beamtime(small)
+    (tmp_path / "r0001.h5").write_bytes(b"half a run")
+    (tmp_path / "r0002.h5").write_bytes(b"half a run")
+    with pytest.raises(DataError, match=r"holds r0001\.h5, r0002\.h5, and no unfinished"):
+        simulate_beamtime(small.model_copy(update={"seed": 1}))
+    with pytest.raises(DataError, match="no unfinished simulation of these settings"):
+        simulate_beamtime(small, Geometry(detector_distance_m=0.2))
+    simulate_beamtime(small)
+    assert frames(tmp_path / "r0001.h5").shape == (2, 512, 1024)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("dark", "gain.h5", "labels.csv", "masks.h5", "r0001.h5", "truth")
+    ]
+    with pytest.raises(DataError, match="no unfinished simulation"):
+        simulate_beamtime(small)
 
 
 def test_classes_have_their_shares() -> None:
