@@ -194,6 +194,8 @@ def _write_photons(
     geometry = _common_geometry(hits, config, layout)
     y, x = _positions(geometry, layout)
     detector = dragonfly.make_detector(y, x, _distance(geometry, layout), layout.hidden)
+    # Else the photons of before would vouch for files that are not theirs after a kill.
+    (folder / "photons.h5").unlink(missing_ok=True)
     dragonfly.write_detector(folder / "detector.h5", detector)
     table.rename_axis("frame").to_csv(folder / "index.csv")
     tasks = (
