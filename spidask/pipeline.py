@@ -14,7 +14,7 @@ import xarray as xr
 
 from spidask.cluster import connect
 from spidask.config import Config
-from spidask.errors import ConfigError, StoreError
+from spidask.errors import ConfigError, DataError, StoreError
 from spidask.handoff import export, photons_are_current
 from spidask.inference import Shard, classify_runs
 from spidask.io.files import natural_key
@@ -189,12 +189,7 @@ def choose(config: Config) -> tuple[xr.Dataset, dict[str, Any]]:
     write_selection_csv(selection, output / "selection.csv")
     counts = count_reasons(selection)
     log.info("%s", _in_words({k: v for k, v in counts.items() if k != "runs"}))
-    metrics: dict[str, Any] = {}
-    if config.labels.truth:
-        table = compare(output, output, config.labels.truth).iloc[[0, -1]]
-        table.index = table.index.where(table.index != str(output), "selection")
-        metrics = json.loads(table.to_json(orient="index"))
-        log.info("against %s: %s", config.labels.truth, _in_words(metrics["selection"]))
+    metrics = _judge(config) if config.labels.truth else {}
     return selection, {"select": counts, "metrics": metrics}
 
 
@@ -336,6 +331,20 @@ def _count_read(frames: xr.Dataset) -> dict[str, Any]:
     faulty = {name: frames.attrs[name] for name in ("unreadable_files", "odd_files")}
     n_files = frames.sizes["file_code"] + len(faulty["unreadable_files"])
     return {"files": n_files, "frames": frames.sizes["frame"], **faulty}
+
+
+def _judge(config: Config) -> dict[str, Any]:
+    output = Path(config.output)
+    try:
+        table = compare(output, output, config.labels.truth).iloc[[0, -1]]
+    except DataError as error:
+        # A truth that cannot serve must not cost the selection and the report.
+        log.warning("no metrics: %s", error)
+        return {}
+    table.index = table.index.where(table.index != str(output), "selection")
+    metrics: dict[str, Any] = json.loads(table.to_json(orient="index"))
+    log.info("against %s: %s", config.labels.truth, _in_words(metrics["selection"]))
+    return metrics
 
 
 def _in_words(counts: Mapping[str, float]) -> str:
