@@ -91,7 +91,7 @@ def read_selection_csv(path: str | Path) -> pd.DataFrame:
         column_types=kinds, include_columns=COLUMNS, strings_can_be_null=False
     )
     try:
-        table = pyarrow.csv.read_csv(path, convert_options=options).to_pandas()
+        table: pd.DataFrame = pyarrow.csv.read_csv(path, convert_options=options).to_pandas()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}", path=str(path)) from None
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
