@@ -116,13 +116,17 @@ def run(
     until: Annotated[
         str, typer.Option(help="Last stage: " + ", ".join(pipeline.STAGES))
     ] = "report",
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Wait for more runs when all are done.")
+    ] = False,
     set_: Overrides = None,
 ) -> None:
     """Train, classify, select, export and report; what is done is not done again."""
     settings = load_config(config, set_ or [])
-    _refuse_problems(settings)
+    if not follow:  # the first run may still be to come
+        _refuse_problems(settings)
     with _progress() as progress:
-        manifest = pipeline.run(settings, until, progress)
+        manifest = pipeline.run(settings, until, progress, follow=follow)
     _print_counts(settings, manifest)
 
 
@@ -204,7 +208,7 @@ def _refuse_problems(settings: Config) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[pipeline.Progress]:
+def _progress() -> Iterator[pipeline.OnShard]:
     if not sys.stderr.isatty():
         yield _Lines()
         return

@@ -11,19 +11,21 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from distributed import Client
 
 from spidask.cluster import connect
 from spidask.config import Config
 from spidask.errors import ConfigError, DataError, StoreError
 from spidask.handoff import export, photons_are_current
 from spidask.inference import Shard, classify_runs
-from spidask.io.files import natural_key
+from spidask.io.files import follow_files, natural_key
 from spidask.io.labels import drop_unreadable, read_labels
 from spidask.io.manifest import note, read_config, read_json, write_json
 from spidask.io.runs import open_runs
 from spidask.io.store import gather_labels
 from spidask.io.tables import read_trained_frames, write_selection_csv
 from spidask.metrics import compare
+from spidask.monitor import report_performance, tell, watch
 from spidask.networks.member import load_member
 from spidask.provenance import (
     awaits_simulation,
@@ -42,12 +44,16 @@ from spidask.simulation.beamtime import simulate_beamtime
 from spidask.training import train
 
 STAGES = ("train", "classify", "select", "export", "report")
-Progress = Callable[[Shard, int], None]
+OnShard = Callable[[Shard, int], None]
 log = logging.getLogger(__name__)
 
 
 def run(
-    config: Config, until: str = "report", progress: Progress = lambda _shard, _n: None
+    config: Config,
+    until: str = "report",
+    progress: OnShard = lambda _shard, _n: None,
+    *,
+    follow: bool = False,
 ) -> dict[str, Any]:
     """Take a beamtime from raw runs to a selection, its files and its report.
 
@@ -59,6 +65,8 @@ def run(
         The last stage to do: train, classify, select, export or report.
     progress : callable
         Called with every finished shard and the number of shards to do.
+    follow : bool
+        Wait for more runs when all are done, and do them, until interrupted.
 
     Returns
     -------
@@ -71,36 +79,56 @@ def run(
         If there is no such stage.
     StoreError
         If the output folder was made with other settings; names them.
+    ClusterError
+        If workers do not come.
     SpidaskError
         Whatever stops a stage.
     """
     if until not in STAGES:
         raise ConfigError(f"--until {until}: no such stage; stages are {', '.join(STAGES)}")
-    last = STAGES.index(until)
-    if config.simulation:
+    # In an allocation only one process comes back from `connect`, and that one simulates.
+    if config.simulation and config.cluster.kind != "allocation":
         make_beamtime(config)
+    with connect(config.cluster, config.output) as client, watch(client):
+        if config.simulation:
+            make_beamtime(config)
+        if not follow:
+            return _do_stages(config, STAGES.index(until), progress, client)
+        for files in follow_files(config.runs.files):
+            settled = config.runs.model_copy(update={"files": files})
+            now = config.model_copy(update={"runs": settled})
+            manifest = _do_stages(now, STAGES.index(until), progress, client)
+    return manifest
+
+
+def _do_stages(
+    config: Config, last: int, progress: OnShard, client: Client | None
+) -> dict[str, Any]:
     frames = open_beamtime(config)
     facts = {"read": _count_read(frames)}
+    output = Path(config.output)
     if config.inference.members:
         members = _given(config)
     else:
-        members, facts["train"] = _train(frames, config)
+        with report_performance(client, output / "performance" / "train.html"):
+            members, facts["train"] = _train(frames, config, client)
     files = sign_inputs(frames, config)
     refuse_stale_labels(members, files, config)
     # Not before here, so that settings which were refused leave no trace.
     note(config, facts)
     if last >= STAGES.index("classify"):
         sign_labels(members, config)
-        with connect(config.cluster) as client:
-            labels = Path(config.output) / "labels.zarr"
+        with report_performance(client, output / "performance" / "classify.html"):
+            labels = output / "labels.zarr"
             classify_runs(frames, members, config, labels, files, client, progress)
-            if last >= STAGES.index("select"):
-                selection, facts = choose(config)
-                note(config, facts)
-            if last >= STAGES.index("export"):
-                note(config, {"export": export(selection, frames, config, config.output, client)})
+    if last >= STAGES.index("select"):
+        selection, facts = choose(config)
+        note(config, facts)
+    if last >= STAGES.index("export"):
+        with report_performance(client, output / "performance" / "export.html"):
+            note(config, {"export": export(selection, frames, config, output, client)})
     if last >= STAGES.index("report"):
-        log.info("report: %s", write_report(selection, frames, config, Path(config.output)))
+        log.info("report: %s", write_report(selection, frames, config, output))
     return note(config)
 
 
@@ -188,6 +216,7 @@ def choose(config: Config) -> tuple[xr.Dataset, dict[str, Any]]:
     selection = select(labels, thresholds, config.selection, read_trained_frames(output))
     write_selection_csv(selection, output / "selection.csv")
     counts = count_reasons(selection)
+    tell("selected", **{k: v for k, v in counts.items() if k != "runs"})
     log.info("%s", _in_words({k: v for k, v in counts.items() if k != "runs"}))
     metrics = _judge(config) if config.labels.truth else {}
     return selection, {"select": counts, "metrics": metrics}
@@ -288,7 +317,9 @@ def find_members(config: Config) -> list[Path]:
     return found
 
 
-def _train(frames: xr.Dataset, config: Config) -> tuple[list[Path], dict[str, Any]]:
+def _train(
+    frames: xr.Dataset, config: Config, client: Client | None
+) -> tuple[list[Path], dict[str, Any]]:
     if config.labels.file is None:
         raise ConfigError(
             "labels.file: missing; give a CSV of run,index,label to train on, or the members of "
@@ -306,7 +337,7 @@ def _train(frames: xr.Dataset, config: Config) -> tuple[list[Path], dict[str, An
         labels, n_unreadable = drop_unreadable(read_labels(config.labels.file), frames)
         if n_unreadable:
             log.warning("%d labels are of runs that cannot be read", n_unreadable)
-        members, used = train(frames, labels, config, output)
+        members, used = train(frames, labels, config, output, client)
         write_json(record, {"settings": settings, "frames": used})
         log.info("%d members trained in %.0f s", len(members), time.perf_counter() - start)
     members = find_members(config)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from dask.utils import parse_bytes
 from distributed.system import MEMORY_LIMIT
 
-from spidask.config import Config
+from spidask.cluster import count_local_workers, job_script
+from spidask.config import QUEUES, Config
 from spidask.io import store
 from spidask.io.calibration import recipe_of
 from spidask.io.maps import Region
@@ -38,6 +40,14 @@ PIXEL_BYTES = 6
 """Memory of a pixel in work, besides its raw value: the pattern and half a copy of it."""
 PATTERN_BYTES = 4
 """Bytes of a pixel of a pattern."""
+FRAMES_PER_SECOND = 600.0
+"""Read, calibrated and searched for hits by one worker: 512 x 1024 pixels, bitshuffle/LZ4."""
+PATTERNS_PER_SECOND = 250.0
+"""Scored by one member on one core, 123 x 240 pixels."""
+TRAINED_PER_SECOND = 90.0
+"""Patterns that one core trains on, 123 x 240 pixels."""
+EXPORTED_PER_SECOND = 200.0
+"""Hits that one worker reads again and writes."""
 BLOCKS_HELD = 8
 """Blocks of patterns that wait for an adaptive threshold whose windows cut the blocks."""
 
@@ -67,11 +77,19 @@ class Plan:
     processes : int
         Processes at a time.
     machine_bytes : int
-        Memory of this machine, or of the job that this runs in.
+        Memory of this machine, or of a batch job.
     hit_rate : float
         Share of hits that `output_bytes` assumes.
     output_bytes : dict
         File to the bytes expected.
+    workers : int
+        Workers of all jobs, or of this machine.
+    jobs : int
+        Batch jobs at a time; 0 where there is no batch system.
+    seconds : dict
+        Stage to the time expected.
+    script : str
+        The job script, empty where there is no batch system.
     """
 
     runs: int
@@ -91,6 +109,10 @@ class Plan:
     machine_bytes: int
     hit_rate: float
     output_bytes: dict[str, int]
+    workers: int
+    jobs: int
+    seconds: dict[str, float]
+    script: str
 
     def lines(self) -> list[str]:
         """Say it to a person.
@@ -102,7 +124,10 @@ class Plan:
         """
         memory = self.processes * self.process_bytes
         output = ", ".join(f"{k} {format_bytes(v)}" for k, v in self.output_bytes.items())
-        return [
+        place = "a job's" if self.jobs else "this"
+        times = ", ".join(f"{k} {format_seconds(v)}" for k, v in self.seconds.items())
+        jobs = f"{self.jobs} jobs at a time, {self.workers} workers in all"
+        told = [
             f"input    {self.frames} frames of {self.shape[0]} x {self.shape[1]} {self.dtype} in "
             f"{self.runs} runs, {self.files} files; {len(self.unreadable)} files unreadable",
             f"raw      {format_bytes(self.raw_bytes)}, of which "
@@ -111,11 +136,14 @@ class Plan:
             f"blocks of up to {self.frames_per_block}",
             f"task     reads {format_bytes(self.task_bytes)}; its process takes about "
             f"{format_bytes(self.process_bytes)}",
-            f"memory   {self.processes} processes at a time, about {format_bytes(memory)}; this "
-            f"machine has {format_bytes(self.machine_bytes)}",
+            f"memory   {self.processes} processes at a time, about {format_bytes(memory)}; "
+            f"{place} machine has {format_bytes(self.machine_bytes)}",
             f"output   {format_bytes(sum(self.output_bytes.values()))} if {self.hit_rate:.1%} of "
             f"the frames are hits: {output}",
+            f"time     {times}, at the rates of one CPU core for each worker; neither GPUs nor a "
+            "busy file system are in that",
         ]
+        return [*told, f"jobs     {jobs}; each:", "", self.script] if self.jobs else told
 
 
 @dataclass(frozen=True)
@@ -169,6 +197,8 @@ def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
     per_shard, n_frames = config.inference.frames_per_shard, sum(given.lengths.values())
     processes, threads = _processes(config)
     size, hit_rate = given.dtype.itemsize, _expected_hit_rate(config)
+    queued = config.cluster.kind in QUEUES
+    n_workers = processes * (config.cluster.jobs if queued else 1)
     return Plan(
         runs=len(given.lengths),
         files=given.files,
@@ -184,9 +214,13 @@ def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
         task_bytes=max(min(per_shard, n) * read[name] * size for name, n in given.lengths.items()),
         process_bytes=PROCESS_BYTES + threads * _block_bytes(config, given, max(read.values())),
         processes=processes,
-        machine_bytes=int(MEMORY_LIMIT),
+        machine_bytes=parse_bytes(config.cluster.job.memory) if queued else int(MEMORY_LIMIT),
         hit_rate=hit_rate,
         output_bytes=_output_bytes(config, n_frames, hit_rate, pixels, given.event_ids),
+        workers=n_workers,
+        jobs=config.cluster.jobs if queued else 0,
+        seconds=_seconds(config, n_frames, hit_rate, n_workers),
+        script=job_script(config.cluster, config.output) if queued else "",
     )
 
 
@@ -245,6 +279,47 @@ def format_bytes(n: float) -> str:
     return f"{n:.3g} TB"
 
 
+def format_seconds(seconds: float) -> str:
+    """Write a time with its unit.
+
+    Parameters
+    ----------
+    seconds : float
+        Seconds.
+
+    Returns
+    -------
+    str
+        Two digits or more.
+
+    Examples
+    --------
+    >>> format_seconds(9.4), format_seconds(5400), format_seconds(200_000)
+    ('9.4 s', '90 min', '56 h')
+    """
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.2g} s" if seconds < 100 else f"{seconds:.0f} s"
+
+
+def _seconds(config: Config, n_frames: int, hit_rate: float, n_workers: int) -> dict[str, float]:
+    training, n_hits = config.training, n_frames * hit_rate
+    members = len(config.inference.members or []) or training.ensemble.n_members
+    networks = members if training.ensemble.kind == "seeds" else 1
+    trained = networks * training.iterations * training.batch_size
+    # A network is trained by `ranks` workers, and several networks side by side.
+    side_by_side = max(1, min(n_workers, networks * training.ranks))
+    work = n_frames / FRAMES_PER_SECOND + n_hits * members / PATTERNS_PER_SECOND
+    seconds = (
+        {} if config.inference.members else {"train": trained / TRAINED_PER_SECOND / side_by_side}
+    )
+    return seconds | {
+        "classify": work / n_workers,
+        "export": n_hits / EXPORTED_PER_SECOND / n_workers,
+    }
+
+
 def _opened(frames: xr.Dataset) -> _Input:
     codes, lengths = np.unique(frames["run"].values, return_counts=True)
     names = frames["run_name"].values
@@ -282,11 +357,13 @@ def _block_bytes(config: Config, given: _Input, pixels: int) -> int:
 
 
 def _processes(config: Config) -> tuple[int, int]:
-    # As `connect` starts them: workers of one thread each, or this process with all cores.
-    n_cores = len(os.sched_getaffinity(0))
-    return (
-        (1, n_cores) if config.cluster.kind == "inline" else (config.cluster.workers or n_cores, 1)
-    )
+    # As `connect` starts them: of a job or of this machine; inline, this process with all cores.
+    cluster = config.cluster
+    if cluster.kind == "inline":
+        return 1, len(os.sched_getaffinity(0))
+    if cluster.kind in QUEUES:
+        return cluster.n_workers, cluster.job.cores // cluster.n_workers
+    return sum(count_local_workers(cluster)), 1
 
 
 def _expected_hit_rate(config: Config) -> float:

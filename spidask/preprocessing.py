@@ -17,6 +17,7 @@ from spidask.frames import geometry, hits, sizing
 from spidask.frames.calibrate import calibrate
 from spidask.io.calibration import Recipe, load_calibration, recipe_of
 from spidask.schema import annotate, validate
+from spidask.stopwatch import measure
 
 
 def preprocess(frames: xr.Dataset, config: Config) -> xr.Dataset:
@@ -159,6 +160,7 @@ def _patterns(frames: da.Array, part: slice, recipe: Recipe) -> da.Array:
     return patterns
 
 
+@measure("preprocess")
 def _calibrate_block(block: NDArray[Any], recipe: Recipe) -> NDArray[np.float32]:
     out = calibrate(block, load_calibration(recipe))
     if recipe.read == recipe.region:
@@ -252,6 +254,7 @@ def _sizes(
     return sizes
 
 
+@measure("size")
 def _size_block(
     block: NDArray[np.float32],
     hit: NDArray[np.bool_],

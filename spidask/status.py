@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
 
+from spidask.cluster import JobState, list_jobs, say_jobs
 from spidask.io import store
 from spidask.io.manifest import read_manifest
+from spidask.io.progress import read_progress
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,18 @@ class Status:
         What the stage classify has done.
     counts : dict
         What finished stages counted, from ``manifest.json``.
+    progress : dict
+        What `spidask.io.progress` keeps of the last classification; empty before the first.
+    jobs : list of JobState or None
+        What Slurm says of its jobs; None if it was asked and gave no answer.
     """
 
     output: str
     members: int
     runs: list[RunStatus]
     counts: dict[str, dict[str, object]]
+    progress: dict[str, Any]
+    jobs: list[JobState] | None
 
     def lines(self) -> list[str]:
         """Say it to a person.
@@ -75,7 +85,26 @@ class Status:
         ]
         told = {stage: _say_counts(counts) for stage, counts in self.counts.items()}
         stages = [f"{stage}: {text}" for stage, text in told.items() if text]
-        return [f"{self.members} members", *(table or ["no labels yet"]), *stages]
+        head = f"{self.members} members"
+        return [head, *(table or ["no labels yet"]), *self._say_progress(), *stages]
+
+    def _say_progress(self) -> list[str]:
+        if not self.progress:
+            return []
+        told, now = self.progress, time.time()
+        share = told["hits"] / max(told["frames"], 1)
+        state = "ended" if told["ended"] else "last heard of"
+        lines = [
+            f"classify: {told['done']} of {told['shards']} shards in this go, "
+            f"{told['frames_per_second']:g} frames/s, {share:.2%} hits, {told['failed']} shards "
+            f"failed; {state} {_say_age(now - told['updated'])} ago",
+        ]
+        lines += [f"failed: shard {n} of {run}: {cause}" for run, n, cause in told["failures"]]
+        if told["jobs"]:
+            lines.append(f"jobs: {say_jobs(self.jobs)}")
+        if not told["ended"] and told["connection"]:
+            lines.append(f"{told['workers']} workers; dashboard: {told['connection']['tunnel']}")
+        return lines
 
 
 def measure_status(output: str | Path) -> Status:
@@ -100,7 +129,9 @@ def measure_status(output: str | Path) -> Status:
     labels = Path(output) / "labels.zarr"
     runs = [_measure_run(labels, name) for name in store.list_runs(labels)]
     members = len(list((Path(output) / "members").glob("*.safetensors")))
-    return Status(str(output), members, runs, manifest.get("counts", {}))
+    progress = read_progress(output)
+    jobs = list_jobs(progress.get("jobs", []))
+    return Status(str(output), members, runs, manifest.get("counts", {}), progress, jobs)
 
 
 def _measure_run(labels: Path, name: str) -> RunStatus:
@@ -112,6 +143,13 @@ def _measure_run(labels: Path, name: str) -> RunStatus:
     shards = store.count_shards(n_frames, per_shard)
     hits = int((np.asarray(hit[:]) & is_done).sum())
     return RunStatus(name, shards, shards - len(missing), n_frames, int(is_done.sum()), hits)
+
+
+def _say_age(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if hours >= 2:
+        return f"{hours:.0f} h"
+    return f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
 
 
 def _say_counts(counts: Mapping[str, object]) -> str:

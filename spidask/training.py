@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import logging
+import warnings
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 import xarray as xr
-from scipy.optimize import minimize
 from scipy.special import expit
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from spidask.config import Config, Ensemble
 from spidask.errors import TrainingError
 from spidask.io.labels import locate
 from spidask.io.runs import take_frames
 from spidask.metrics import average_precision, best_threshold
+from spidask.monitor import tell
+from spidask.networks.calibration import calibrate
+from spidask.networks.device import resolve_device
 from spidask.networks.learning import (
     Checkpoint,
     Labelled,
+    Team,
     draw_batch,
     list_checkpoints,
     load_checkpoint,
     train_rank,
 )
-from spidask.networks.member import SINGLE, Member, save_member
+from spidask.networks.member import SINGLE, Member, load_tensors, save_member, save_tensors
 from spidask.preprocessing import preprocess
+from spidask.ranks import Rank, run_ranks
 from spidask.schema import CLASSES
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -54,8 +66,16 @@ class Split:
     validation: IntArray
 
 
+Job = tuple[Split, Config, int, Path]
+"""What makes one network: the split, the settings, the seed, and where checkpoints go."""
+
+
 def train(
-    frames: xr.Dataset, labels: pd.DataFrame, config: Config, folder: Path
+    frames: xr.Dataset,
+    labels: pd.DataFrame,
+    config: Config,
+    folder: Path,
+    client: Client | None = None,
 ) -> tuple[list[Path], dict[str, list[int]]]:
     """Train the ensemble on labelled frames and write its members.
 
@@ -69,7 +89,10 @@ def train(
         Sections `training`, `validation`, `selection`, and what preprocessing needs.
     folder : pathlib.Path
         Output folder; gets ``members/``, ``metrics.csv`` and ``checkpoints/``. Checkpoints
-        found there are continued.
+        found there are continued. With a client, all workers have to see it.
+    client : distributed.Client, optional
+        Whose workers train, `training.ranks` for each network and networks side by side; this
+        process without it.
 
     Returns
     -------
@@ -85,21 +108,29 @@ def train(
         or the loss is no longer finite.
     DataError
         If a label names a frame that is not there.
+    ClusterError
+        If workers do not come, or ranks fail again and again.
     """
     labelled, runs, index = load_labelled(frames, labels, config)
-    settings, kept = config.training, []
-    seeds = [settings.seed]
-    if settings.ensemble.kind == "seeds":
-        seeds = [settings.seed + i for i in range(settings.ensemble.n_members)]
-    used = np.zeros(len(index), bool)
+    ensemble, seeds = config.training.ensemble, [config.training.seed]
+    if ensemble.kind == "seeds":
+        seeds = [seeds[0] + i for i in range(ensemble.n_members)]
+    parts = [split(runs, labelled.classes, config, seed) for seed in seeds]
+    into = [folder.absolute() / "checkpoints" / f"seed{seed}" for seed in seeds]
+    jobs = [(part, config, seed, path) for part, seed, path in zip(parts, seeds, into, strict=True)]
     try:
-        for seed in seeds:
-            parts = split(runs, labelled.classes, config, seed)
-            used[parts.training] = used[parts.validation] = True
-            into = folder / "checkpoints" / f"seed{seed}"
-            kept += _train_seed(labelled, parts, config, seed, into)
+        if client is None:
+            alone = Team(device=resolve_device(config.inference.device))
+            for job in jobs:
+                _train_seed(alone, labelled, *job)
+        else:
+            _train_on_workers(client, labelled, jobs, config, folder)
     finally:
         _write_metrics(folder, seeds)
+    kept = [member for job in jobs for member in _pick_members(labelled.classes, *job)]
+    used = np.zeros(len(index), bool)
+    for part in parts:
+        used[part.training] = used[part.validation] = True
     seen = {str(run): sorted(index[used & (runs == run)].tolist()) for run in np.unique(runs[used])}
     paths = [folder / "members" / f"member{number}.safetensors" for number in range(len(kept))]
     for member, path in zip(kept, paths, strict=True):
@@ -229,50 +260,55 @@ def pick_stages(f1: list[float], ensemble: Ensemble) -> list[int]:
     return [first + i * ensemble.spacing for i in range(ensemble.n_members)]
 
 
-def calibrate(
-    logits: FloatArray, is_single: BoolArray, expected_fraction: float | None
-) -> tuple[float, float]:
-    """Turn log odds into probabilities that mean what they say.
+def _train_on_workers(
+    client: Client, labelled: Labelled, jobs: list[Job], config: Config, folder: Path
+) -> None:
+    # Ranks read the patterns from a file, so that they do not travel through the scheduler.
+    shared = folder.absolute() / "checkpoints" / "labelled.safetensors"
+    tensors = {name: torch.from_numpy(array) for name, array in vars(labelled).items()}
+    save_tensors(tensors, shared, {})
+    device = functools.partial(resolve_device, config.inference.device)
+    timeout_s, wait_s = config.training.timeout_s, 60 * config.cluster.wait_minutes
+    client.forward_logging(train_rank.__module__, logging.INFO)
+    try:
+        work = [(shared, *job) for job in jobs]
+        run_ranks(client, _train_as_rank, work, config.training.ranks, device, timeout_s, wait_s)
+    finally:
+        client.unforward_logging(train_rank.__module__)
+        shared.unlink()
 
-    Parameters
-    ----------
-    logits : numpy.ndarray
-        Log odds of validation patterns, shape (frame,), float32.
-    is_single : numpy.ndarray
-        Which are single hits, shape (frame,), bool.
-    expected_fraction : float or None
-        Share of single hits where the probability will be used; None as found here.
 
-    Returns
-    -------
-    slope : float
-        Never negative, so that the order of the patterns stays.
-    intercept : float
-        The probability is the logistic function of slope * logit + intercept.
+def _train_as_rank(rank: Rank, patterns: Path, *job: Any) -> None:
+    logging.getLogger(train_rank.__module__).setLevel(logging.INFO)  # the driver hears it
+    tensors, _ = load_tensors(patterns)
+    labelled = Labelled(**{name: tensor.numpy() for name, tensor in tensors.items()})
+    team = Team(rank.number, rank.size, rank.device, rank.neighbours, beat=rank.beat)
+    if rank.size > 1:
+        team = dataclasses.replace(team, wrap=_average_gradients, total=_sum_over_ranks)
+    _train_seed(team, labelled, *job)
 
-    Notes
-    -----
-    Platt 1999 with his smoothed targets; the single hits weigh `expected_fraction` in all.
-    """
-    n_single, n_others = int(is_single.sum()), int((~is_single).sum())
-    share = n_single / len(is_single) if expected_fraction is None else expected_fraction
-    target = np.where(is_single, (n_single + 1) / (n_single + 2), 1 / (n_others + 2))
-    weight = np.where(is_single, share / n_single, (1 - share) / n_others)
-    x = logits.astype(float)
 
-    def cost(parameters: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        z = parameters[0] * x + parameters[1]
-        miss = weight * (expit(z) - target)
-        value = float(np.sum(weight * (np.logaddexp(0, z) - target * z)))
-        return value, np.array([miss @ x, miss.sum()])
+def _average_gradients(network: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # its new name is not in every torch
+        trained = DistributedDataParallel(network, broadcast_buffers=False)
+    # After its first pass it sorts the gradients anew, and more than two ranks then sum them in
+    # another order. One pass that counts for nothing lets a resumed run find the same digits.
+    state = copy.deepcopy(network.state_dict())
+    blank = torch.zeros(2, 1, 64, 64, device=next(network.parameters()).device)
+    trained(blank, torch.ones_like(blank)).sum().backward()
+    network.load_state_dict(state)
+    return trained
 
-    found = minimize(cost, [1.0, 0.0], jac=True, bounds=[(1e-3, None), (None, None)])
-    return float(found.x[0]), float(found.x[1])
+
+def _sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    distributed.all_reduce(value)
+    return value
 
 
 def _train_seed(
-    labelled: Labelled, parts: Split, config: Config, seed: int, folder: Path
-) -> list[Member]:
+    team: Team, labelled: Labelled, parts: Split, config: Config, seed: int, folder: Path
+) -> None:
     settings = config.training
     training, validation = (
         Labelled(labelled.patterns[rows], labelled.classes[rows])
@@ -288,11 +324,18 @@ def _train_seed(
         settings,
         seed,
         folder,
+        team,
+        lambda row: tell("loss", seed=seed, **row),
     )
+
+
+def _pick_members(
+    classes: IntArray, parts: Split, config: Config, seed: int, folder: Path
+) -> list[Member]:
+    ensemble, is_single = config.training.ensemble, classes[parts.validation] == SINGLE
     paths = list_checkpoints(folder)
     f1 = [load_checkpoint(path).history[-1]["validation_f1"] for path in paths]
-    best = [int(np.argmax(f1))]
-    stages = best if settings.ensemble.kind == "seeds" else pick_stages(f1, settings.ensemble)
+    stages = [int(np.argmax(f1))] if ensemble.kind == "seeds" else pick_stages(f1, ensemble)
     return [_member(paths[stage], is_single, config, seed) for stage in stages]
 
 

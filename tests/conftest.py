@@ -1,6 +1,7 @@
 """A small beamtime that every test may share: rings are single hits, fringes are not."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from spidask.config import Config, Representation, parse_config
 from spidask.networks.compact import Compact
 from spidask.networks.member import Member, save_member
+from tests.slurm import Slurm, clean_environment, reason_to_skip, start_slurm
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHAPE = (40, 48)
@@ -95,3 +97,19 @@ def beamtime(tmp_path_factory: pytest.TempPathFactory) -> Beamtime:
         members.append(folder / "given" / f"m{seed}.safetensors")
         save_member(Member(Compact().eval(), Representation(), 0.3), members[-1])
     return Beamtime(folder, members)
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A real Slurm of two nodes, which sbatch and so on find from here on; see tests/slurm.py."""
+    if reason := reason_to_skip():
+        pytest.skip(reason)
+    with (
+        start_slurm(tmp_path_factory.mktemp("slurm")) as started,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name in set(os.environ) - set(clean_environment()):
+            patch.delenv(name)
+        for name, value in started.environment.items():
+            patch.setenv(name, value)
+        yield started

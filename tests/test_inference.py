@@ -77,7 +77,7 @@ def test_shard_size_changes_nothing(beamtime, reference, tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(beamtime, reference, tmp_path, workers):
-    with connect(Cluster(workers=workers)) as client:
+    with connect(Cluster(cpu_workers=workers), tmp_path) as client:
         _, found = label(beamtime, tmp_path, client)
     assert_equal_bits(found, reference)
 

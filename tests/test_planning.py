@@ -55,7 +55,7 @@ def test_windows_that_cut_blocks_cost_memory(beamtime, tmp_path):
 
 
 def test_workers_are_processes(beamtime, tmp_path):
-    plan = make_plan(beamtime.config(tmp_path, cluster={"kind": "local", "workers": 3}))
+    plan = make_plan(beamtime.config(tmp_path, cluster={"kind": "local", "cpu_workers": 3}))
     assert plan.processes == 3
     assert plan.process_bytes == PROCESS_BYTES + 128 * 36 * 40 * (2 + 6)
 

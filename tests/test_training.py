@@ -1,15 +1,25 @@
 """Training: splits, stages, calibration, and the ensemble on disk."""
 
+import functools
+import logging
+import os
+import re
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from spidask.config import Ensemble
-from spidask.errors import TrainingError
+from spidask.cluster import connect
+from spidask.config import Cluster, Ensemble
+from spidask.errors import ConfigError, TrainingError
 from spidask.io.labels import read_labels
 from spidask.io.runs import open_runs
-from spidask.networks.member import load_member
-from spidask.training import calibrate, pick_stages, split, train
+from spidask.networks.learning import list_checkpoints
+from spidask.networks.member import load_member, load_tensors
+from spidask.training import pick_stages, split, train
 
 RUNS = np.repeat(["r0001", "r0002"], 40)
 CLASSES = np.tile([1, 1, 2, 3], 20)
@@ -54,25 +64,6 @@ def test_stages_are_shifted_inward_at_both_ends():
         pick_stages(rising, Ensemble(n_members=3, spacing=3))
 
 
-def test_calibration_finds_slope_and_intercept_again():
-    random = np.random.default_rng(0)
-    logits = random.normal(0, 2, 40_000).astype(np.float32)
-    is_single = random.random(40_000) < 1 / (1 + np.exp(-(0.7 * logits - 0.4)))
-    slope, intercept = calibrate(logits, is_single, None)
-    assert slope == pytest.approx(0.7, abs=0.03)
-    assert intercept == pytest.approx(-0.4, abs=0.04)
-
-
-def test_calibration_knows_that_single_hits_are_rarer_elsewhere():
-    random = np.random.default_rng(0)
-    is_single = np.arange(20_000) % 2 == 0
-    logits = np.where(is_single, random.normal(1, 1, 20_000), random.normal(-1, 1, 20_000))
-    slope, intercept = calibrate(logits.astype(np.float32), is_single, 0.05)
-    # Two normal distributions at +-1 have log odds 2 x; the prior adds log(0.05 / 0.95).
-    assert slope == pytest.approx(2.0, abs=0.1)
-    assert intercept == pytest.approx(np.log(0.05 / 0.95), abs=0.1)
-
-
 def test_train_writes_an_ensemble_and_says_what_it_used(beamtime, tmp_path):
     config = beamtime.config(tmp_path, training={"ensemble": {"n_members": 3}})
     frames = open_runs(config.runs.files, "data")
@@ -94,3 +85,112 @@ def test_seeds_make_different_members(beamtime, tmp_path):
     seeds = [load_member(path).provenance["seed"] for path in members]
     assert seeds == [0, 1]
     assert members[0].read_bytes() != members[1].read_bytes()
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    with connect(Cluster(cpu_workers=3, gpus=0), tmp_path_factory.mktemp("cluster")) as client:
+        yield client
+
+
+def train_here(beamtime, folder, client=None, **training):
+    config = beamtime.config(folder, training=training)
+    frames = open_runs(config.runs.files, "data")
+    return train(frames, read_labels(config.labels.file), config, folder, client)
+
+
+def files(folder, seed: int = 0) -> dict[str, bytes]:
+    paths = [*folder.glob("members/*"), *folder.glob(f"checkpoints/seed{seed}/*")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def weights(folder) -> list[dict[str, np.ndarray]]:
+    checkpoints = [load_tensors(p)[0] for p in list_checkpoints(folder / "checkpoints" / "seed0")]
+    learned = re.compile(r"network\.(?!.*(running_|num_batches))")
+    return [{k: v.numpy() for k, v in c.items() if learned.match(k)} for c in checkpoints]
+
+
+SIX = {"iterations": 6, "checkpoint_every": 2, "ensemble": {"n_members": 3}}
+
+
+def test_two_ranks_learn_what_one_does_that_takes_their_pieces_in_turn(beamtime, tmp_path, client):
+    train_here(beamtime, tmp_path / "one", ranks=2, **SIX)
+    train_here(beamtime, tmp_path / "two", client, ranks=2, **SIX)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert len(one) == len(two) == 3
+    for a, b in zip(one, two, strict=True):
+        assert len(a) > 20
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], atol=1e-5, err_msg=name)
+    assert not (tmp_path / "two" / "checkpoints" / "labelled.safetensors").exists()
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_resumed_ranks_are_equal_bit_for_bit(beamtime, tmp_path, client, ranks):
+    # Three ranks have to sum in one order, for floating point knows no associative law.
+    training = {**SIX, "ranks": ranks, "batch_size": 12}
+    train_here(beamtime, tmp_path, client, **training)
+    whole = files(tmp_path)
+    for path in list_checkpoints(tmp_path / "checkpoints" / "seed0")[1:]:
+        path.unlink()
+    train_here(beamtime, tmp_path, client, **training)
+    assert files(tmp_path) == whole
+
+
+def test_seeds_side_by_side_are_those_one_after_another(beamtime, tmp_path, client, caplog):
+    caplog.set_level(logging.INFO, "spidask")
+    training = {**SIX, "ensemble": {"kind": "seeds", "n_members": 2}}
+    train_here(beamtime, tmp_path / "here", **training)
+    caplog.clear()
+    train_here(beamtime, tmp_path / "there", client, **training)
+    for seed in (0, 1):
+        assert files(tmp_path / "here", seed) == files(tmp_path / "there", seed)
+        assert any(text.startswith(f"seed {seed}: iteration 6") for text in caplog.messages)
+
+
+def test_a_loss_that_is_not_finite_on_workers_is_told_at_once(beamtime, tmp_path, client):
+    with pytest.raises(TrainingError, match=r"the loss is nan .* lower training\.learning_rate"):
+        train_here(beamtime, tmp_path, client, ranks=2, learning_rate=1e30)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(beamtime, tmp_path):
+    with pytest.raises(ConfigError, match=r"^training\.batch_size: 16 patterns cannot .* 3 equal"):
+        beamtime.config(tmp_path, training={"ranks": 3})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(beamtime, tmp_path_factory, client):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train_here(beamtime, folder, client, **LONGER)
+    return files(folder)
+
+
+LONGER = {"iterations": 40, "checkpoint_every": 4, "ranks": 2, "timeout_s": 6.0}
+
+
+def wait_until(condition, timeout_s: float = 60):
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("number", "cause"), [(signal.SIGKILL, "vanished"), (signal.SIGSTOP, "hung for 6 s")]
+)
+def test_a_rank_lost_in_the_middle_changes_no_bit(
+    beamtime, tmp_path, client, undisturbed, caplog, number, cause
+):
+    client.wait_for_workers(3, timeout=60)
+    pids = client.run(os.getpid)
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(functools.partial(train_here, beamtime, tmp_path, client, **LONGER))
+        wait_until(lambda: list_checkpoints(tmp_path / "checkpoints" / "seed0"))
+        tasks = client.processing()
+        (struck,) = (a for a, keys in tasks.items() if any(k.startswith("rank1") for k in keys))
+        os.kill(pids[struck], number)
+        job.result(timeout=120)
+    (told,) = (r.getMessage() for r in caplog.records if r.name == "spidask.ranks")
+    assert told.startswith(f"rank 1 on {struck} {cause}")
+    assert files(tmp_path) == undisturbed

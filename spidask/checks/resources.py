@@ -30,6 +30,8 @@ from spidask.provenance import (
 @finds
 def _no_device(beamtime: Beamtime) -> Iterator[Problem]:
     """A GPU that is asked for and not there, or that this torch does not run on."""
+    if beamtime.config.cluster.kind not in ("local", "inline"):
+        return  # the devices are elsewhere
     try:
         device = resolve_device(beamtime.config.inference.device)
     except ClusterError as error:
@@ -44,6 +46,26 @@ def _no_device(beamtime: Beamtime) -> Iterator[Problem]:
                 f"this GPU has compute capability {major}.{minor}, torch {torch.__version__} is "
                 f"built for {', '.join(built)}; set cpu or install another torch",
             )
+
+
+SUBMIT = {
+    "slurm": "sbatch",
+    "pbs": "qsub",
+    "sge": "qsub",
+    "lsf": "bsub",
+    "htcondor": "condor_submit",
+}
+
+
+@finds
+def _no_queue(beamtime: Beamtime) -> Iterator[Problem]:
+    """A batch system that this machine does not know."""
+    kind = beamtime.config.cluster.kind
+    if kind in SUBMIT and not shutil.which(SUBMIT[kind]):
+        yield Problem(
+            "cluster.kind",
+            f"{kind}: this machine has no {SUBMIT[kind]}; run on a login node, or set local",
+        )
 
 
 def _runs_on(capability: tuple[int, int], built: list[str]) -> bool:
@@ -81,8 +103,8 @@ def _too_large(beamtime: Beamtime) -> Iterator[Problem]:
         yield Problem(
             "inference.frames_per_block",
             f"{plan.processes} processes with blocks of {plan.frames_per_block} frames take about "
-            f"{format_bytes(needed)}, this machine has {format_bytes(plan.machine_bytes)}; lower "
-            "it, or cluster.workers",
+            f"{format_bytes(needed)}, there are {format_bytes(plan.machine_bytes)}; lower it, or "
+            "cluster.cpu_workers",
             "warning",
         )
     output, size = _nearest(Path(beamtime.config.output)), sum(plan.output_bytes.values())

@@ -2,6 +2,7 @@
 
 from spidask.config.base import Section
 from spidask.config.beamtime import Config, PerRun
+from spidask.config.cluster import QUEUES, Cluster, Job
 from spidask.config.loading import (
     load_config,
     parse_config,
@@ -10,7 +11,6 @@ from spidask.config.loading import (
     schema_json,
 )
 from spidask.config.sections import (
-    Cluster,
     CommonMode,
     Ensemble,
     Geometry,
@@ -30,6 +30,7 @@ from spidask.config.sections import (
 from spidask.config.simulation import Beam, HitMix, Panel, Sample, Simulation
 
 __all__ = [
+    "QUEUES",
     "Beam",
     "Cluster",
     "CommonMode",
@@ -40,6 +41,7 @@ __all__ = [
     "HitMix",
     "Hits",
     "Inference",
+    "Job",
     "Labels",
     "Panel",
     "PerRun",

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from spidask.config.base import Section
+from spidask.config.cluster import Cluster
 from spidask.config.explain import explain
 from spidask.config.sections import (
-    Cluster,
     Geometry,
     Handoff,
     Hits,

@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from spidask.config.beamtime import Config
+from spidask.config.cluster import Cluster
 from spidask.config.explain import explain
 from spidask.errors import ConfigError
 
@@ -57,7 +58,7 @@ def parse_config(values: dict[str, Any]) -> Config:
         If a setting is unknown or wrong; one line for each, with the key's path.
     """
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(_with_site(values))
     except ValidationError as error:
         raise ConfigError(explain(error, Config)) from None
 
@@ -82,6 +83,10 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
     ConfigError
         If the file cannot be read or parsed, or an override has another form.
     """
+    return put_settings(_read(path), overrides)
+
+
+def _read(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.load(Path(path).read_text(), _Loader)
     except OSError as error:
@@ -93,7 +98,7 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
         raise ConfigError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds no sections; expected at least 'runs:' and 'output:'")
-    return put_settings(values, overrides)
+    return values
 
 
 def put_settings(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -135,6 +140,25 @@ def schema_json() -> str:
         A JSON schema.
     """
     return json.dumps(Config.model_json_schema(), indent=2)
+
+
+def _with_site(values: dict[str, Any]) -> dict[str, Any]:
+    """Fill the section `cluster` with what its site's file says; what is given here goes first."""
+    own = values.get("cluster")
+    if not isinstance(own, dict) or not isinstance(own.get("site"), str):
+        return values
+    path = own["site"]
+    site = _read(path)
+    if set(site) != {"cluster"} or not isinstance(site["cluster"], dict):
+        raise ConfigError(f"cluster.site: {path} holds {', '.join(site)}; expected only 'cluster:'")
+    try:
+        Cluster.model_validate(site["cluster"])
+    except ValidationError as error:
+        raise ConfigError(explain(error, Cluster, f"cluster.site: {path}: cluster")) from None
+    merged = {**site["cluster"], **own, "site": None}
+    if isinstance(own.get("job", {}), dict):
+        merged["job"] = {**site["cluster"].get("job", {}), **own.get("job", {})}
+    return {**values, "cluster": merged}
 
 
 class _Loader(yaml.SafeLoader):

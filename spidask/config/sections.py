@@ -150,10 +150,23 @@ class Training(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
     checkpoint_every: Count = 25
     """Iterations between checkpoints, each with its validation F1."""
+    ranks: Count = 1
+    """Workers that train one network together; each takes its share of every batch."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Threads of a rank; 0 takes every core of the machine."""
+    """Threads of a rank; 0 shares the machine's cores among the ranks on it."""
+    timeout_s: Positive = 600.0
+    """A rank that shows no progress for so long counts as hung."""
     representation: Representation = Representation()
     ensemble: Ensemble = Ensemble()
+
+    @model_validator(mode="after")
+    def _equal_pieces(self) -> Training:
+        if self.batch_size % self.ranks:
+            raise ValueError(
+                f"batch_size: {self.batch_size} patterns cannot be cut into {self.ranks} equal "
+                "pieces; give a multiple of ranks"
+            )
+        return self
 
 
 class Validation(Section):
@@ -201,12 +214,3 @@ class Handoff(Section):
     """Dragonfly's refinement of the rotation group."""
     bin: Count = 1
     """Pixels summed along each axis into one."""
-
-
-class Cluster(Section):
-    """Who does the work."""
-
-    kind: Literal["local", "inline"] = "local"
-    """Processes of this machine, or no Dask cluster at all."""
-    workers: Annotated[int, Field(ge=0)] = 0
-    """0: one for every core."""

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from spidask.errors import ConfigError
 from spidask.io.zarr import is_zarr
+
+log = logging.getLogger(__name__)
+
+FOLLOW_EVERY_S = 30.0
+"""Seconds between two looks for new files; one that has not changed in between is whole."""
 
 
 def find_runs(files: str | Sequence[str], pattern: str | None = None) -> dict[str, list[str]]:
@@ -42,6 +50,43 @@ def find_runs(files: str | Sequence[str], pattern: str | None = None) -> dict[st
     if pattern is None:
         _refuse_duplicates(runs)
     return {name: runs[name] for name in sorted(runs, key=natural_key)}
+
+
+def follow_files(files: Sequence[str], every_s: float = FOLLOW_EVERY_S) -> Iterator[list[str]]:
+    """Wait for more and more files, until interrupted by Ctrl-C.
+
+    Parameters
+    ----------
+    files : sequence of str
+        Paths or globs.
+    every_s : float
+        Seconds between two looks.
+
+    Yields
+    ------
+    list of str
+        All files that have not changed between two looks, in natural order, whenever there are
+        more of them. A file that is still written to comes later.
+    """
+    states: dict[str, tuple[int, int]] = {}
+    settled: set[str] = set()
+    log.info("waiting for runs; Ctrl-C ends this")
+    with suppress(KeyboardInterrupt):
+        while True:
+            found = {path for text in files for path in glob.glob(text, recursive=True)}
+            before, states = states, {path: _state(path) for path in found}
+            new = {path for path, state in states.items() if before.get(path) == state} - settled
+            if new:
+                settled |= new
+                yield sorted(settled, key=natural_key)
+            time.sleep(every_s)
+
+
+def _state(path: str) -> tuple[int, int]:
+    # The chunks of a Zarr folder change without the folder itself.
+    inside = [path, *(str(p) for p in Path(path).rglob("*"))] if os.path.isdir(path) else [path]
+    told = [os.stat(one) for one in inside]
+    return sum(one.st_size for one in told), max(one.st_mtime_ns for one in told)
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:

@@ -15,6 +15,7 @@ from xarray.core import indexing
 from spidask.io.hdf5 import StackReader, read_hdf5_ids
 from spidask.io.stack import MISSING_ID, UNDECODABLE, enclose, locate
 from spidask.io.zarr import ZarrReader, is_zarr, read_zarr_ids
+from spidask.stopwatch import measure
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +121,7 @@ class FramesReader:
         """Number of dimensions, always 3."""
         return 3
 
+    @measure("read")
     def __getitem__(self, key: object) -> NDArray[Any]:
         """Read frames, rows and columns: only the bytes asked for, decoded in the file's order."""
         index = key if isinstance(key, tuple) else (key,)

@@ -52,7 +52,7 @@ def test_more_memory_than_there_is(beamtime, tmp_path):
     (problem,) = check(beamtime.config(tmp_path, cluster=cluster))
     assert (problem.severity, problem.place) == ("warning", "inference.frames_per_block")
     assert problem.message.startswith("1000000 processes with blocks of")
-    assert "cluster.workers" in problem.message
+    assert "cluster.cpu_workers" in problem.message
 
 
 def test_more_output_than_there_is_space(beamtime, tmp_path, monkeypatch):

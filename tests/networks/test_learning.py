@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from spidask.config import Representation, Training
-from spidask.errors import TrainingError
+from spidask.errors import DataError, TrainingError
 from spidask.networks.learning import (
     Labelled,
+    Team,
     draw_batch,
     list_checkpoints,
     load_checkpoint,
@@ -37,20 +38,22 @@ def judge(logits):
     return {"validation_f1": float(np.mean(logits > 0))}
 
 
-def run(folder, settings=SETTINGS):
+def run(folder, settings=SETTINGS, **options):
     labelled = make_labelled(20)
     draw = functools.partial(draw_batch, labelled, settings.batch_size, 5)
-    train_rank(draw, labelled.patterns[:6], judge, settings, 5, folder)
+    train_rank(draw, labelled.patterns[:6], judge, settings, 5, folder, **options)
     paths = list_checkpoints(folder)
     return [(load_checkpoint(path), load_tensors(path)[0]) for path in paths]
 
 
-def test_resumed_training_is_equal_bit_for_bit(tmp_path):
-    whole = run(tmp_path / "whole")
-    run(tmp_path / "parts", SETTINGS.model_copy(update={"iterations": 6}))
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_resumed_training_is_equal_bit_for_bit(tmp_path, ranks):
+    settings = SETTINGS.model_copy(update={"ranks": ranks})
+    whole = run(tmp_path / "whole", settings)
+    run(tmp_path / "parts", settings)
     for path in list_checkpoints(tmp_path / "parts")[1:]:
         path.unlink()  # as if killed after the first checkpoint
-    parts = run(tmp_path / "parts")
+    parts = run(tmp_path / "parts", settings)
     assert [c.iteration for c, _ in whole] == [2, 4, 6]
     assert [c.history for c, _ in whole] == [c.history for c, _ in parts]
     for (_, a), (_, b) in zip(whole, parts, strict=True):
@@ -78,6 +81,53 @@ def test_batch_depends_on_seed_and_iteration_only():
     assert not np.array_equal(first.classes, other.classes) or not np.array_equal(
         first.patterns, other.patterns
     )
+
+
+def test_parts_of_a_batch_are_drawn_as_in_the_whole():
+    labelled = make_labelled(20)
+    whole = draw_batch(labelled, 8, 1, 3)
+    for part in (slice(0, 4), slice(4, 8)):
+        piece = draw_batch(labelled, 8, 1, 3, part)
+        np.testing.assert_array_equal(piece.patterns, whole.patterns[part])
+        np.testing.assert_array_equal(piece.classes, whole.classes[part])
+
+
+def test_pieces_are_normalized_by_themselves(tmp_path):
+    whole = run(tmp_path / "whole")
+    pieces = run(tmp_path / "pieces", SETTINGS.model_copy(update={"ranks": 2}))
+    losses = [c.history[0]["loss"] for c, _ in (whole[0], pieces[0])]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=0.3)
+
+
+def test_a_rank_draws_its_own_piece_beats_and_leaves_the_files_to_rank_0(tmp_path):
+    seen, beats, rows = [], [], []
+    labelled = make_labelled(20)
+
+    def draw(iteration, part):
+        seen.append((iteration, part))
+        return draw_batch(labelled, 8, 5, iteration, part)
+
+    settings = SETTINGS.model_copy(update={"ranks": 2, "iterations": 2})
+    team = Team(1, 2, total=lambda value: 2 * value, beat=lambda: beats.append(len(seen)))
+    train_rank(draw, labelled.patterns, judge, settings, 5, tmp_path, team, rows.append)
+    assert seen == [(1, slice(4, 8)), (2, slice(4, 8))]
+    assert beats == [1, 2]
+    assert rows == list(tmp_path.iterdir()) == []
+
+
+def test_rows_are_watched_as_they_come(tmp_path):
+    rows = []
+    checkpoints = run(tmp_path, watch=rows.append)
+    assert rows == checkpoints[-1][0].history
+    assert ["validation_f1" in row for row in rows] == [False, True] * 3
+
+
+def test_ranks_with_other_checkpoints_are_refused(tmp_path):
+    # As if the other rank had found one iteration done.
+    team = Team(1, 2, total=lambda value: 2 * value + 1)
+    with pytest.raises(DataError, match=r"rank 1 finds 0 iterations done in .* that all workers"):
+        run(tmp_path, SETTINGS.model_copy(update={"ranks": 2}), team=team)
 
 
 def test_rare_classes_are_drawn_more_often_than_they_are():

@@ -1,0 +1,178 @@
+"""The stage classify: all shards of a beamtime, on workers that come and go."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import xarray as xr
+from distributed import Client, Future, wait
+
+from spidask.cluster import Pool, connection_facts
+from spidask.config import Config
+from spidask.errors import SpidaskError
+from spidask.inference.shards import Shard, label_lazily, label_shard
+from spidask.io import store
+from spidask.io.progress import Progress
+from spidask.io.runs import select_run
+from spidask.monitor import tell
+from spidask.networks.device import resolve_device
+
+log = logging.getLogger(__name__)
+
+TASKS_PER_WORKER = 2
+"""Shards in flight for each worker: one in work and one that waits."""
+POLL_S = 2.0
+"""Seconds after which the workers are looked at while no shard is finished."""
+
+
+def classify_runs(
+    frames: xr.Dataset,
+    members: Sequence[str | Path],
+    config: Config,
+    labels: str | Path,
+    files: Mapping[str, Sequence[Sequence[str | int]]],
+    client: Client | None = None,
+    progress: Callable[[Shard, int], None] = lambda _shard, _n: None,
+) -> list[Shard]:
+    """Label every frame and store the labels, one task a shard.
+
+    Parameters
+    ----------
+    frames : xarray.Dataset
+        Raw frames as `open_runs` gives them.
+    members : sequence of str or pathlib.Path
+        The members' files.
+    config : Config
+        All sections that determine a label.
+    labels : str or pathlib.Path
+        The folder ``labels.zarr``. Shards that are there stay.
+    files : mapping
+        What describes the files of each run, as `sign_files` does; kept with the labels.
+    client : distributed.Client, optional
+        Who does the work; this process without it.
+    progress : callable
+        Called with every finished shard and the number of shards to do.
+
+    Returns
+    -------
+    list of Shard
+        The shards done now.
+
+    Raises
+    ------
+    SpidaskError
+        The first cause, if shards failed; all others are finished and stored before.
+    StoreError
+        If a run is stored in another layout.
+    """
+    if client is None:
+        resolve_device(config.inference.device)
+    tasks = list(_missing(frames, members, config, Path(labels), files))
+    log.info("%d shards to do", len(tasks))
+    done: list[Shard] = []
+    failed: list[tuple[str, int, Exception]] = []
+    connection = connection_facts(client, config.cluster) if client else {}
+    record = Progress(config.output, len(tasks), connection)
+    tell("stage", name="classify", n_shards=len(tasks), n_frames=_count_frames(tasks))
+    for run, number, result in _evaluate(tasks, client, config, record):
+        if isinstance(result, Exception):
+            log.error("shard %d of %s failed: %s", number, run, result)
+            tell("failed", run=run, number=number, cause=str(result))
+            record.fail(run, number, str(result))
+            failed.append((run, number, result))
+        else:
+            done.append(result)
+            record.add(result.n_frames, result.n_hits)
+            progress(result, len(tasks))
+    record.write([], 0, ended=True)
+    if failed:
+        run, number, cause = failed[0]
+        message = f"{len(failed)} of {len(tasks)} shards failed, first shard {number} of {run}: "
+        kind = type(cause) if isinstance(cause, SpidaskError) else SpidaskError
+        raise kind(message + str(cause), failed=[(r, n) for r, n, _ in failed]) from cause
+    return done
+
+
+Task = tuple[xr.Dataset, Sequence[str | Path], Config, Path, int]
+
+
+def _missing(
+    frames: xr.Dataset,
+    members: Sequence[str | Path],
+    config: Config,
+    labels: Path,
+    files: Mapping[str, Sequence[Sequence[str | int]]],
+) -> Iterator[tuple[str, int, Task]]:
+    for name in map(str, frames["run_name"].values):
+        run = select_run(frames, name)
+        if not run.sizes["frame"]:
+            continue
+        template = label_lazily(run, members, config)
+        store.create_run(
+            labels,
+            name,
+            template,
+            run.sizes["frame"],
+            config.inference.frames_per_shard,
+            files[name],
+        )
+        for number in store.missing_shards(labels, name):
+            yield name, number, (run, members, config, labels, number)
+
+
+def _count_frames(tasks: Sequence[tuple[str, int, Task]]) -> int:
+    spans = [
+        store.slice_shard(run.sizes["frame"], config.inference.frames_per_shard, number)
+        for _, number, (run, _, config, _, _) in tasks
+    ]
+    return sum(span.stop - span.start for span in spans)
+
+
+def _evaluate(
+    tasks: Sequence[tuple[str, int, Task]],
+    client: Client | None,
+    config: Config,
+    progress: Progress,
+) -> Iterator[tuple[str, int, Any]]:
+    if client is None:
+        for run, number, task in tasks:
+            yield run, number, _attempt(*task)
+            progress.write([], 0)
+        return
+    pool = Pool(client, config.cluster, config.output)
+    waiting, running = iter(tasks), dict[Future[Any], tuple[str, int]]()
+    n_left = len(tasks)
+    while n_left:
+        # Workers come and go, and each has one shard in work and one that waits.
+        n_free = TASKS_PER_WORKER * max(pool.n_able, 1) - len(running)
+        for run, number, task in islice(waiting, max(n_free, 0)):
+            key = f"label-shard-{run}-{number}-{uuid4().hex[:8]}"
+            future = client.submit(_attempt, *task, pure=False, key=key, resources=pool.demand)
+            running[future] = (run, number)
+        for future in _wait_for_some(running):
+            run, number = running.pop(future)
+            error = future.exception()
+            yield run, number, error if error is not None else future.result()
+            n_left -= 1
+        pool.tend(n_left)
+        progress.write([job.job_id for job in pool.jobs or []], len(pool.workers))
+
+
+def _wait_for_some(running: Collection[Future[Any]]) -> list[Future[Any]]:
+    """Futures that are finished, after some seconds perhaps none."""
+    with suppress(TimeoutError):
+        wait(list(running), timeout=POLL_S, return_when="FIRST_COMPLETED")
+    return [future for future in running if future.done()]
+
+
+def _attempt(*task: Any) -> Shard | Exception:
+    try:
+        return label_shard(*task)
+    except Exception as error:
+        return error

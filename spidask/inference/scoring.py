@@ -1,0 +1,106 @@
+"""Scores of an ensemble, lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import torch
+import xarray as xr
+
+from spidask.config import Config
+from spidask.errors import DataError
+from spidask.networks.device import resolve_device
+from spidask.networks.member import Member, load_member, score
+from spidask.schema import annotate, validate
+from spidask.stopwatch import measure
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def classify(patterns: xr.Dataset, members: Sequence[str | Path], config: Config) -> xr.Dataset:
+    """Score the hits with every member of an ensemble, lazily.
+
+    Parameters
+    ----------
+    patterns : xarray.Dataset
+        What `preprocess` gives: patterns (frame, y, x) float32 in photons and hit (frame).
+    members : sequence of str or pathlib.Path
+        The members' files; each is loaded once in a process.
+    config : Config
+        Section `inference`.
+
+    Returns
+    -------
+    xarray.Dataset
+        The same with `scores` (frame, member) float32, lazy: calibrated probabilities of a single
+        hit, NaN for frames that are no hits. The coordinate `member` holds the files' stems.
+
+    Raises
+    ------
+    DataError
+        If `patterns` or `hit` is missing, or there are no members.
+    ClusterError
+        If a device is asked for that is not there.
+    """
+    validate(patterns, "patterns", "hit")
+    if not members:
+        raise DataError("there are no members to score with; run the stage 'train' first")
+    array, hit = patterns["patterns"].data, patterns["hit"].data
+    paths = tuple(str(path) for path in members)
+    scores = da.map_blocks(
+        partial(_score_block, paths=paths, config=config),
+        array,
+        hit[:, None, None],
+        dtype=np.float32,
+        drop_axis=(1, 2),
+        new_axis=1,
+        chunks=(array.chunks[0], (len(paths),)),
+        meta=np.empty((0, 0), np.float32),
+    )
+    names = [Path(path).stem for path in paths]
+    return annotate(
+        patterns.assign(scores=(("frame", "member"), scores)).assign_coords(member=names)
+    )
+
+
+def load_current(path: str, device: str) -> Member:
+    """Load a member, once in a process unless its file changes.
+
+    Parameters
+    ----------
+    path : str
+        The member's file.
+    device : str
+        Where its network goes.
+
+    Returns
+    -------
+    Member
+        The classifier.
+    """
+    return _load(path, Path(path).stat().st_mtime_ns, device)
+
+
+@lru_cache(maxsize=64)
+def _load(path: str, _mtime_ns: int, device: str) -> Member:
+    return load_member(path, device)
+
+
+@measure("score")
+def _score_block(
+    block: FloatArray, hit: npt.NDArray[np.bool_], paths: tuple[str, ...], config: Config
+) -> FloatArray:
+    # One thread, whatever the machine: the last digits of a convolution depend on their number.
+    torch.set_num_threads(1)
+    device = resolve_device(config.inference.device)
+    rows = np.flatnonzero(hit[:, 0, 0])
+    out = np.full((len(block), len(paths)), np.nan, np.float32)
+    for column, path in enumerate(paths):
+        member = load_current(path, device)
+        out[rows, column] = score(member, block[rows], config.inference.batch_size)
+    return out

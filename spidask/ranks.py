@@ -1,0 +1,399 @@
+"""Run one function per rank inside one torch process group, over Dask workers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import socket
+import sys
+import time
+import traceback
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+# Its functions keep the group of the moment of its import, for good; now there is none.
+import torch.distributed.nn
+from distributed import get_worker
+from distributed.comm.addressing import get_address_host
+from distributed.utils import get_ip, get_ip_interface
+from torch import distributed
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from spidask.errors import ClusterError, SpidaskError
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+Workers = Mapping[str, Mapping[str, Any]]
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 4
+"""Times that a job is begun before its failure is final."""
+POLL_S = 0.3
+"""Time between two looks at the ranks."""
+GRACE_S = 10.0
+"""After a rank's error, time for another rank's end to show that it came before."""
+START_S = 300.0
+"""Time for all ranks of a group to begin, behind other work and imports."""
+RESTART_S = 60.0
+"""Time for restarted workers to come back."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What a function that runs as a rank knows of itself.
+
+    Attributes
+    ----------
+    number, size : int
+        Which rank it is, and how many there are.
+    device : str
+        Where it computes.
+    neighbours : int
+        Ranks, of this group and of others, that may run on its machine at a time.
+    beat : callable
+        Tells the driver that there is progress.
+    """
+
+    number: int
+    size: int
+    device: str
+    neighbours: int
+    beat: Callable[[], object]
+
+
+def run_ranks(
+    client: Client,
+    function: Callable[..., Any],
+    jobs: Sequence[tuple[Any, ...]],
+    n_ranks: int,
+    device: Callable[[], str],
+    timeout_s: float,
+    wait_s: float,
+) -> list[Any]:
+    """Run a function on groups of workers, one process group for each job.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Whose workers do it. If any of them has the resource ``GPU``, only such ones do.
+    function : callable
+        Gets its `Rank` and a job's arguments, and calls ``rank.beat`` regularly. After a fault
+        it is begun anew, so it has to go on from what it left on disk.
+    jobs : sequence of tuple
+        The arguments of each; jobs run side by side as far as there are workers.
+    n_ranks : int
+        Workers for each job, one rank on each.
+    device : callable
+        Says, on the worker, whether to compute on ``cpu`` (gloo) or ``cuda`` (NCCL).
+    timeout_s : float
+        Ranks of which none beats for so long are hung.
+    wait_s : float
+        How long to wait for workers while no job runs.
+
+    Returns
+    -------
+    list
+        What rank 0 of each job returned.
+
+    Raises
+    ------
+    SpidaskError
+        The first that a rank raised; it is not tried again.
+    ClusterError
+        If there are too few workers, or a job failed `ATTEMPTS` times; with the first cause.
+
+    Notes
+    -----
+    A rank that is killed, hangs or raises anything but a SpidaskError ends its group. Workers of
+    ranks that did not end are restarted, for nothing else ends a thread inside a collective, and
+    the job begins again. The driver hosts the key-value store through which ranks meet and
+    report, on the network that the scheduler uses and on no other. Neither this store nor gloo
+    nor NCCL knows passwords or encryption.
+    """
+    crew = _Crew(client, function, n_ranks, device, timeout_s, _listen(client))
+    waiting = deque(_Job(number, arguments) for number, arguments in enumerate(jobs))
+    running: list[_Group] = []
+    results: dict[int, Any] = {}
+    idle_since = time.monotonic()
+    try:
+        while waiting or running:
+            workers = _list_workers(client)
+            free = _choose(workers, {a for group in running for a in group.addresses})
+            while waiting and len(free) >= n_ranks:
+                chosen, free = free[:n_ranks], free[n_ranks:]
+                if not crew.neighbours:
+                    crew.neighbours = _count_neighbours(workers, n_ranks * len(jobs))
+                running.append(crew.start(waiting.popleft(), chosen, workers))
+            for group in list(running):
+                group.collect()
+                if cause := _find_fault(group, workers, timeout_s):
+                    waiting.appendleft(_count_attempt(group.job, cause))
+                    running.remove(group)
+                    _end(client, group)
+                elif group.is_done:
+                    results[group.job.number] = group.outcomes[0]
+                    running.remove(group)
+            if running:
+                idle_since = time.monotonic()
+            elif waiting and time.monotonic() - idle_since > wait_s:
+                _refuse_too_few(_choose(workers, set()), n_ranks, wait_s, waiting[0])
+            time.sleep(POLL_S)
+    finally:
+        for group in running:
+            _end(client, group)
+    return [results[number] for number in range(len(jobs))]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Arguments of one process group, and why earlier attempts failed."""
+
+    number: int
+    arguments: tuple[Any, ...]
+    causes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Group:
+    """The ranks of a job that runs, and when they last moved."""
+
+    job: _Job
+    addresses: list[str]
+    futures: list[Future[Any]]
+    store: Store
+    outcomes: dict[int, Any] = field(default_factory=dict)
+    signs: list[int] = field(default_factory=list)
+    moved_at: float = field(default_factory=time.monotonic)
+    failed_at: float | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.outcomes) == len(self.futures)
+
+    def name(self, rank: int) -> str:
+        return f"rank {rank} on {self.addresses[rank]}"
+
+    def collect(self) -> None:
+        for rank, future in enumerate(self.futures):
+            if rank not in self.outcomes and future.done():
+                # A worker that dies now takes its rank's outcome along: the next look tells.
+                with contextlib.suppress(TimeoutError):
+                    self.outcomes[rank] = _fetch(future)
+
+
+@dataclass(frozen=True)
+class _Spot:
+    """Where a rank finds the others, and what it needs besides."""
+
+    number: int
+    size: int
+    host: str
+    port: int
+    prefix: str
+    timeout: timedelta
+    device: Callable[[], str]
+    neighbours: int
+
+    def connect(self) -> Store:
+        store = TCPStore(self.host, self.port, is_master=False, timeout=self.timeout)
+        return PrefixStore(self.prefix, store)
+
+
+@dataclass
+class _Crew:
+    """What all groups of a call have in common."""
+
+    client: Client
+    function: Callable[..., Any]
+    n_ranks: int
+    device: Callable[[], str]
+    timeout_s: float
+    store: TCPStore
+    neighbours: int = 0
+
+    def start(self, job: _Job, addresses: list[str], workers: Workers) -> _Group:
+        prefix, host, port = uuid.uuid4().hex, self.store.host, self.store.port
+        # Longer than the driver waits, so that it is the driver who tells what hangs.
+        timeout = timedelta(seconds=START_S + 2 * self.timeout_s)
+        more = (self.n_ranks, host, port, prefix, timeout, self.device, self.neighbours)
+        futures = [
+            self.client.submit(
+                _run_rank,
+                self.function,
+                _Spot(number, *more),
+                job.arguments,
+                key=f"rank{number}-{prefix}",
+                workers=[address],
+                allow_other_workers=False,
+                resources={"GPU": 1} if _has_gpu(workers[address]) else None,
+                pure=False,
+                retries=0,
+            )
+            for number, address in enumerate(addresses)
+        ]
+        return _Group(job, addresses, futures, PrefixStore(prefix, self.store))
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a rank ended, and as which one of its group."""
+
+    cause: str
+    order: int
+    error: SpidaskError | None = None
+
+
+def _fetch(future: Future[Any]) -> Any:
+    try:
+        return future.result(timeout=GRACE_S)
+    except TimeoutError:
+        raise
+    except Exception as error:
+        # Not from the rank itself, which says when it failed.
+        return _Failure(f"{type(error).__name__}: {error}", sys.maxsize)
+
+
+def _run_rank(function: Callable[..., Any], spot: _Spot, arguments: tuple[Any, ...]) -> Any:
+    store = spot.connect()
+    if store.add(f"begun/{spot.number}", 1) != 1:
+        raise RuntimeError("begun twice; its worker was restarted (killed?)")
+    try:
+        device = spot.device()
+        _join(spot, store, device)
+        beat = functools.partial(store.add, f"beats/{spot.number}", 1)
+        result = function(Rank(spot.number, spot.size, device, spot.neighbours, beat), *arguments)
+        distributed.barrier()  # rank 0 may be busy still, and NCCL ends for all at a time
+        return result
+    except Exception as error:
+        # Before the group ends, for that makes the others fail for their part.
+        order = store.add("failures", 1)
+        log.info("rank %d failed", spot.number, exc_info=True)
+        # Its frames hold the group, whose connections would stay open.
+        traceback.clear_frames(error.__traceback__)
+        cause = f"{type(error).__name__}: {error}"
+        return _Failure(cause, order, error if isinstance(error, SpidaskError) else None)
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def _join(spot: _Spot, store: Store, device: str) -> None:
+    host = get_address_host(get_worker().address)
+    for _, name in socket.if_nameindex():
+        with contextlib.suppress(ValueError):
+            if get_ip_interface(name) == host:
+                # The network that Dask talks over, and no other.
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+                os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
+    on_gpu = device == "cuda"
+    distributed.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=store,
+        rank=spot.number,
+        world_size=spot.size,
+        timeout=spot.timeout,
+        device_id=torch.device("cuda", 0) if on_gpu else None,
+    )
+
+
+def _listen(client: Client) -> TCPStore:
+    host = get_ip(get_address_host(client.scheduler_info()["address"]))
+    # Given only a name, the store would listen on every network of this machine.
+    server = socket.create_server((host, 0))
+    port = server.getsockname()[1]
+    return TCPStore(
+        host, port, None, True, wait_for_workers=False, master_listen_fd=server.detach()
+    )
+
+
+def _list_workers(client: Client) -> Workers:
+    workers: Workers = client.scheduler_info(n_workers=-1)["workers"]
+    return workers
+
+
+def _has_gpu(worker: Mapping[str, Any]) -> bool:
+    return bool(worker["resources"].get("GPU"))
+
+
+def _choose(workers: Workers, taken: set[str]) -> list[str]:
+    fit = any(_has_gpu(worker) for worker in workers.values())
+    by_process = {
+        # A process has one process group; workers in threads of one process share it.
+        address.rpartition("/")[0] if address.startswith("inproc") else address: address
+        for address, worker in workers.items()
+        if worker["status"] == "running" and _has_gpu(worker) == fit
+    }
+    return [address for address in by_process.values() if address not in taken]
+
+
+def _count_neighbours(workers: Workers, n_ranks: int) -> int:
+    on_host = Counter(get_address_host(address) for address in _choose(workers, set()))
+    return min(n_ranks, max(on_host.values()))
+
+
+def _find_fault(group: _Group, workers: Workers, timeout_s: float) -> str | None:
+    gone = [rank for rank, address in enumerate(group.addresses) if address not in workers]
+    if gone:
+        return f"{group.name(gone[0])} vanished (killed, or cut off?)"
+    failures = {r: found for r, found in group.outcomes.items() if isinstance(found, _Failure)}
+    if not failures:
+        return _find_hung(group, workers, timeout_s)
+    group.failed_at = group.failed_at or time.monotonic()
+    if not group.is_done and time.monotonic() - group.failed_at < GRACE_S:
+        return None
+    first = min(failures, key=lambda rank: failures[rank].order)
+    if error := failures[first].error:
+        raise error
+    return f"{group.name(first)} failed: {failures[first].cause}"
+
+
+def _find_hung(group: _Group, workers: Workers, timeout_s: float) -> str | None:
+    ranks = range(len(group.futures))
+    begun = [group.store.add(f"begun/{rank}", 0) for rank in ranks]
+    signs = [n + group.store.add(f"beats/{rank}", 0) for rank, n in enumerate(begun)]
+    limit = timeout_s if all(begun) else max(START_S, timeout_s)
+    if signs != group.signs:
+        group.signs, group.moved_at = signs, time.monotonic()
+    if time.monotonic() - group.moved_at <= limit:
+        return None
+    # The others wait for one that is behind, or, of equals, for the one that is silent.
+    last = min(ranks, key=lambda rank: (signs[rank], workers[group.addresses[rank]]["last_seen"]))
+    what = "hung" if begun[last] else "did not begin"
+    return f"{group.name(last)} {what} for {limit:g} s"
+
+
+def _count_attempt(job: _Job, cause: str) -> _Job:
+    causes = (*job.causes, cause)
+    if len(causes) == ATTEMPTS:
+        raise ClusterError(f"{causes[0]}; {ATTEMPTS} attempts failed", causes=causes)
+    log.warning("%s; begins again", cause)
+    return dataclasses.replace(job, causes=causes)
+
+
+def _end(client: Client, group: _Group) -> None:
+    stuck = [a for rank, a in enumerate(group.addresses) if rank not in group.outcomes]
+    # Whatever happens here must not hide why the group ends: the scheduler may be gone.
+    with contextlib.suppress(OSError, TimeoutError, KeyError, RuntimeError):
+        client.cancel(group.futures)
+        nannies = {address: worker["nanny"] for address, worker in _list_workers(client).items()}
+        if living := [address for address in stuck if nannies.get(address)]:
+            client.restart_workers(living, timeout=RESTART_S, raise_for_error=False)
+
+
+def _refuse_too_few(workers: list[str], n_ranks: int, wait_s: float, job: _Job) -> None:
+    cause = f" after {job.causes[0]}" if job.causes else ""
+    raise ClusterError(
+        f"training.ranks: {n_ranks} workers are needed and {len(workers)} are there{cause}; "
+        f"waited {wait_s:g} s for more. Ask for more workers, or fewer ranks",
+        n_workers=len(workers),
+    )

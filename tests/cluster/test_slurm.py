@@ -1,0 +1,229 @@
+"""Workers as jobs of a real Slurm: pinned, and lost in every way without changing a label."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import yaml
+
+from spidask.cluster import connect, pool
+from spidask.config import Cluster
+from spidask.errors import ClusterError
+from spidask.inference import classify_runs
+from spidask.io.runs import open_runs, sign_files
+from spidask.io.store import gather_labels
+from spidask.status import measure_status
+from tests.conftest import Beamtime, write_run
+from tests.slurm import Slurm
+
+pytestmark = pytest.mark.slurm
+N_FRAMES, PER_SHARD = 2048, 64
+N_SHARDS = N_FRAMES // PER_SHARD
+
+
+@pytest.fixture
+def queue(slurm: Slurm) -> Iterator[Slurm]:
+    """The Slurm, without jobs before and after."""
+    slurm.clear()
+    yield slurm
+    slurm.clear()
+
+
+@pytest.fixture(scope="module")
+def long_run(beamtime: Beamtime, tmp_path_factory: pytest.TempPathFactory) -> Beamtime:
+    """One run that takes a while, and the members of the shared beamtime."""
+    folder = tmp_path_factory.mktemp("long")
+    write_run(folder / "r0001.h5", N_FRAMES, 5, 0.9)
+    return Beamtime(folder, beamtime.members)
+
+
+def config_of(run: Beamtime, output: Path, **cluster: object):
+    job = {"cores": 2, "memory": "2GB", "walltime": "00:30:00", "directives": ["--gres=gpu:1"]}
+    settings = {"kind": "slurm", "gpus": 1, "jobs": 2, "job": job, "worker_timeout_s": 8}
+    inference = {"frames_per_shard": PER_SHARD, "batch_size": 16}
+    return run.config(output, cluster={**settings, **cluster}, inference=inference)
+
+
+def label(run: Beamtime, config, client=None, progress=lambda _shard, _n: None) -> xr.Dataset:
+    frames = open_runs(config.runs.files, "data")
+    store = Path(config.output) / "labels.zarr"
+    classify_runs(frames, run.members, config, store, sign_files(frames), client, progress)
+    return gather_labels(store)
+
+
+def assert_equal_bits(found: xr.Dataset, expected: xr.Dataset) -> None:
+    assert set(found.variables) == set(expected.variables)
+    for name in expected.data_vars:
+        np.testing.assert_array_equal(found[name].values, expected[name].values, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def reference(long_run: Beamtime, tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
+    """Labels of an undisturbed run in one process."""
+    output = tmp_path_factory.mktemp("reference")
+    return label(long_run, config_of(long_run, output, kind="inline", gpus=None))
+
+
+def test_a_whole_node_is_shared_out(queue, tmp_path):
+    job = {"cores": 6, "memory": "6GB", "directives": ["--gres=gpu:2"], "walltime": "00:10:00"}
+    settings = Cluster(kind="slurm", gpus=2, cpu_workers=1, jobs=2, job=job)
+    with connect(settings, tmp_path) as client:
+        client.wait_for_workers(6, timeout=60)
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        seen = client.run(
+            lambda: (os.environ["SLURMD_NODENAME"], os.environ["CUDA_VISIBLE_DEVICES"])
+        )
+        found = sorted(
+            (*seen[address], *worker["resources"]) for address, worker in workers.items()
+        )
+        assert found == [
+            (node, *kind)
+            for node in ("vn1", "vn2")
+            for kind in (("", "CPU"), ("0", "GPU"), ("1", "GPU"))
+        ]
+        # Only their owner may read the certificates, and they go with the cluster.
+        keys = [path for path in (tmp_path / "tls").iterdir() if path.is_file()]
+        assert len(keys) == 3
+        assert {stat.S_IMODE(path.stat().st_mode) for path in keys} == {0o600}
+    assert not list((tmp_path / "tls").iterdir())
+
+
+def test_labels_of_a_slurm_cluster_are_those_of_one_process(queue, long_run, reference, tmp_path):
+    config = config_of(long_run, tmp_path, cpu_workers=1, gpus=1)
+    with connect(config.cluster, config.output) as client:
+        client.wait_for_workers(4, timeout=60)
+        found = label(long_run, config, client)
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        events = [event for _, event in client.get_events("spidask") if event["kind"] == "shard"]
+    assert_equal_bits(found, reference)
+    assert len(events) == N_SHARDS
+    # The CPU-only workers had none of them.
+    assert {kind for event in events for kind in workers[event["worker"]]["resources"]} == {"GPU"}
+    assert len({event["worker"] for event in events}) == 2
+
+
+def after(n_shards: int, strike: Callable[[], None]) -> Callable[..., None]:
+    """Strike once, when so many shards are done."""
+    done = []
+
+    def progress(shard, _n):
+        done.append(shard)
+        if len(done) == n_shards:
+            strike()
+
+    return progress
+
+
+def kill(queue: Slurm, which: str, with_signal: int) -> None:
+    """Signal the worker or the nanny of the first running job."""
+    job = min(job for job, told in queue.jobs().items() if told.state == "RUNNING")
+    for pid in queue.processes(job):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        is_nanny, is_worker = b"dask_worker" in command, b"spawn_main" in command
+        if (
+            (which == "nanny" and is_nanny)
+            or (which == "worker" and is_worker)
+            or (which == "both" and (is_nanny or is_worker))
+        ):
+            os.kill(pid, with_signal)
+
+
+STRIKES = {
+    "scancel": lambda queue: queue.cancel(
+        min(job for job, told in queue.jobs().items() if told.state == "RUNNING")
+    ),
+    "kill -9 of a worker": lambda queue: kill(queue, "worker", signal.SIGKILL),
+    "kill -9 of a nanny": lambda queue: kill(queue, "nanny", signal.SIGKILL),
+    "SIGSTOP of a job": lambda queue: kill(queue, "both", signal.SIGSTOP),
+}
+
+
+@pytest.mark.parametrize("strike", STRIKES)
+def test_a_lost_worker_changes_no_label(
+    queue, long_run, reference, tmp_path, monkeypatch, strike, record_property
+):
+    monkeypatch.setattr(pool, "LOOK_EVERY_S", 1.0)
+    config = config_of(long_run, tmp_path)
+    with connect(config.cluster, config.output) as client:
+        client.wait_for_workers(2, timeout=60)
+        start = time.perf_counter()
+        progress = after(8, lambda: STRIKES[strike](queue))
+        found = label(long_run, config, client, progress)
+        seconds = time.perf_counter() - start
+    assert_equal_bits(found, reference)
+    print(f"{strike}: {N_SHARDS} shards in {seconds:.1f} s")
+    record_property("seconds", seconds)
+
+
+def test_a_lost_job_is_replaced(queue, long_run, reference, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "LOOK_EVERY_S", 0.5)
+    config = config_of(long_run, tmp_path, jobs=1)
+    n_before = len(queue.jobs())
+    with connect(config.cluster, config.output) as client:
+        client.wait_for_workers(1, timeout=60)
+        progress = after(4, lambda: STRIKES["scancel"](queue))
+        found = label(long_run, config, client, progress)
+    assert_equal_bits(found, reference)
+    assert len(queue.jobs()) - n_before == 2
+
+
+def test_no_worker_says_what_squeue_says(queue, long_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "LOOK_EVERY_S", 0.5)
+    # Held jobs never start.
+    job = {"cores": 2, "memory": "2GB", "walltime": "00:10:00", "directives": ["--hold"]}
+    config = config_of(long_run, tmp_path, jobs=1, gpus=None, job=job, wait_minutes=0.05)
+    expected = r"no worker came within 0.05 minutes; squeue says: 1 PENDING \(JobHeldUser\).*logs"
+    with (
+        connect(config.cluster, config.output) as client,
+        pytest.raises(ClusterError, match=expected),
+    ):
+        label(long_run, config, client)
+
+
+def start_run(config, output: Path) -> subprocess.Popen:
+    file = output / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = [str(Path(sys.executable).parent / "spidask"), "run", str(file), "--until", "classify"]
+    with (output / "driver.log").open("a") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+
+def done_shards(output: Path) -> int:
+    path = output / "progress.json"
+    return json.loads(path.read_text())["done"] if path.exists() else 0
+
+
+def test_a_killed_driver_goes_on_where_the_store_says(queue, long_run, reference, tmp_path):
+    config = config_of(long_run, tmp_path / "out")
+    config = config.model_copy(
+        update={
+            "inference": config.inference.model_copy(
+                update={"members": [str(path) for path in long_run.members]}
+            )
+        }
+    )
+    (tmp_path / "out").mkdir()
+    driver = start_run(config, tmp_path / "out")
+    queue.wait(lambda: done_shards(tmp_path / "out") >= 8, "8 shards", seconds=90)
+    status = measure_status(tmp_path / "out")
+    driver.kill()
+    driver.wait()
+    assert any("RUNNING" in line for line in status.lines())
+    assert any("ssh -N -L" in line for line in status.lines())
+    # The workers see that their scheduler is gone, and their jobs end.
+    queue.wait(
+        lambda: all(j.state != "RUNNING" for j in queue.jobs().values()), "no jobs", seconds=60
+    )
+    again = start_run(config, tmp_path / "out")
+    assert again.wait(timeout=120) == 0, (tmp_path / "out" / "driver.log").read_text()
+    assert 0 < done_shards(tmp_path / "out") < N_SHARDS
+    assert_equal_bits(gather_labels(tmp_path / "out" / "labels.zarr"), reference)

@@ -1,0 +1,149 @@
+"""Ranks: they meet, they are replaced, and the first cause is what one hears."""
+
+import logging
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from distributed import Client, get_worker
+from torch import distributed
+
+from spidask import ranks
+from spidask.cluster import connect
+from spidask.config import Cluster
+from spidask.errors import ClusterError, DataError, TrainingError
+from spidask.ranks import Rank, run_ranks
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    with connect(Cluster(cpu_workers=3, gpus=0), tmp_path_factory.mktemp("cluster")) as client:
+        yield client
+
+
+def cpu() -> str:
+    return "cpu"
+
+
+def run(client: Client, function, jobs, n_ranks: int, timeout_s: float = 60, wait_s: float = 60):
+    return run_ranks(client, function, jobs, n_ranks, cpu, timeout_s, wait_s)
+
+
+def listening() -> list:
+    found = psutil.Process().net_connections()
+    return [one.laddr for one in found if one.status == psutil.CONN_LISTEN]
+
+
+def meet(rank: Rank, number: float) -> dict:
+    value = torch.tensor([number * (rank.number + 1)])
+    distributed.all_reduce(value)
+    return {
+        "rank": rank.number,
+        "size": rank.size,
+        "neighbours": rank.neighbours,
+        "sum": value.item(),
+        "hosts": {here.ip for here in listening()},
+    }
+
+
+def test_ranks_meet_on_the_network_of_the_scheduler_only(client):
+    expected = {"rank": 0, "size": 3, "neighbours": 3, "hosts": {"127.0.0.1"}}
+    found = run(client, meet, [(1.0,), (10.0,)], 3)
+    assert found == [{**expected, "sum": 6.0}, {**expected, "sum": 60.0}]
+
+
+def wait_for_others(rank: Rank, folder: Path, name: str, n: int) -> str:
+    (folder / name).touch()
+    deadline = time.monotonic() + 60
+    while len(list(folder.iterdir())) < n and time.monotonic() < deadline:
+        time.sleep(0.01)
+        rank.beat()
+    return get_worker().address
+
+
+def test_jobs_run_side_by_side_on_workers_of_their_own(client, tmp_path):
+    found = run(client, wait_for_others, [(tmp_path, name, 3) for name in "abc"], 1)
+    assert len(set(found)) == 3
+
+
+def test_the_store_listens_for_the_workers_only(client):
+    store = ranks._listen(client)
+    assert [here.ip for here in listening() if here.port == store.port] == ["127.0.0.1"]
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.2", store.port), timeout=5)
+
+
+def fail(rank: Rank, folder: Path, error: Exception) -> None:
+    (folder / f"{rank.number}-{time.monotonic_ns()}").touch()
+    if rank.number == 1:
+        raise error
+    distributed.all_reduce(torch.ones(3))
+
+
+def test_the_first_cause_is_reported_and_not_the_closed_connection(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks, "ATTEMPTS", 2)
+    with pytest.raises(ClusterError, match=r"^rank 1 on tls://.*: KeyError: 'boo'; 2 attempts"):
+        run(client, fail, [(tmp_path, KeyError("boo"))], 2)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("kind", [TrainingError, DataError])
+def test_what_will_fail_again_is_not_tried_again(client, tmp_path, kind):
+    with pytest.raises(kind, match=r"^the loss is nan$") as caught:
+        run(client, fail, [(tmp_path, kind("the loss is nan", iteration=3))], 2)
+    assert caught.value.iteration == 3
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def signal_once(rank: Rank, folder: Path, number: int) -> float:
+    marker = folder / "signalled"
+    if rank.number == 1 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), number)
+    rank.beat()
+    value = torch.ones(1)
+    distributed.all_reduce(value)
+    return value.item()
+
+
+@pytest.mark.parametrize(
+    ("number", "cause"), [(signal.SIGKILL, "vanished"), (signal.SIGSTOP, "hung for 3 s")]
+)
+def test_a_lost_rank_is_named_and_the_job_begins_again(client, tmp_path, caplog, number, cause):
+    caplog.set_level(logging.WARNING, "spidask")
+    assert run(client, signal_once, [(tmp_path, number)], 2, timeout_s=3) == [2.0]
+    (told,) = (r.getMessage() for r in caplog.records if r.name == "spidask.ranks")
+    assert told.startswith("rank 1 on tls://")
+    assert cause in told
+
+
+def test_too_few_workers_are_counted(client):
+    client.wait_for_workers(3, timeout=60)
+    with pytest.raises(ClusterError, match=r"training\.ranks: 9 workers are needed and 3 are"):
+        run(client, meet, [(1.0,)], 9, wait_s=0.1)
+
+
+def describe(**resources: float) -> dict:
+    return {"status": "running", "resources": resources, "nanny": None}
+
+
+def test_ranks_prefer_gpus_and_a_process_of_their_own():
+    workers = {"tls://a:1": describe(CPU=1), "tls://a:2": describe(GPU=1), "tls://b:1": describe()}
+    assert ranks._choose(workers, set()) == ["tls://a:2"]
+    workers["tls://a:2"]["status"] = "closing_gracefully"
+    assert ranks._choose(workers, set()) == []
+    threads = {f"inproc://10.0.0.1/7/{i}": describe() for i in range(3)}
+    assert len(ranks._choose(threads, set())) == 1
+
+
+def test_ranks_run_where_the_gpu_is(tmp_path):
+    with connect(Cluster(gpus=1, cpu_workers=1), tmp_path) as client:
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        found = run(client, wait_for_others, [(tmp_path, "a", 0)], 1)
+    (gpu,) = (address for address, worker in workers.items() if worker["resources"].get("GPU"))
+    assert found == [gpu]
