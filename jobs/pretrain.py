@@ -3,7 +3,7 @@
 The patterns are those of the 2018 experiment with fluence, hole, dead columns and beam position
 drawn anew each time a pattern is shown, so that the network learns particles and not a detector.
 
-    python jobs/pretrain.py out/pretrain --patterns 36000 --iterations 3600
+    python jobs/pretrain.py out/pretrain --patterns 100000 --iterations 10000
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numba
@@ -20,6 +21,7 @@ from spidask.config import Ensemble, Geometry, Region, Training
 from spidask.metrics import average_precision, best_threshold
 from spidask.networks.augmentation import augment
 from spidask.networks.learning import (
+    Draw,
     Labelled,
     list_checkpoints,
     load_checkpoint,
@@ -79,14 +81,34 @@ def observe(expected: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return pattern
 
 
-def draw(expected: np.ndarray, codes: np.ndarray, size: int, seed: int, iteration: int) -> Labelled:
-    """A batch of exposures."""
+def draw(
+    expected: np.ndarray,
+    codes: np.ndarray,
+    size: int,
+    seed: int,
+    iteration: int,
+    part: slice = slice(None),
+) -> Labelled:
+    """A batch of exposures, or a part of it."""
     rows = np.random.default_rng([seed, iteration]).integers(0, len(codes), size)
     patterns = []
-    for place, row in enumerate(rows):
+    for place in range(size)[part]:
         random = np.random.default_rng([seed, iteration, place + 1])
-        patterns.append(augment(observe(expected[row], random), random))
-    return Labelled(np.stack(patterns), codes[rows])
+        patterns.append(augment(observe(expected[rows[place]], random), random))
+    return Labelled(np.stack(patterns), codes[rows[part]])
+
+
+def ahead(draw: Draw) -> Draw:
+    """The same batches, the next one drawn while the network learns from the present one."""
+    pool = ThreadPoolExecutor(1)
+    waiting: dict[int, Future[Labelled]] = {}
+
+    def take(iteration: int, part: slice = slice(None)) -> Labelled:
+        batch = waiting.pop(iteration, None) or pool.submit(draw, iteration, part)
+        waiting[iteration + 1] = pool.submit(draw, iteration + 1, part)
+        return batch.result()
+
+    return take
 
 
 def judge(logits: np.ndarray, is_single: np.ndarray) -> dict[str, float]:
@@ -102,8 +124,8 @@ def main() -> None:
     """Simulate, train, write the member."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--patterns", type=int, default=36000)
-    parser.add_argument("--iterations", type=int, default=3600)
+    parser.add_argument("--patterns", type=int, default=100000)
+    parser.add_argument("--iterations", type=int, default=10000)
     parser.add_argument("--seed", type=int, default=2018)
     parser.add_argument("--initial", default="random", help="random, or a member to go on from")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -118,12 +140,12 @@ def main() -> None:
         initial=options.initial,
         iterations=options.iterations,
         learning_rate=options.learning_rate,
-        checkpoint_every=250,
+        checkpoint_every=500,
         threads=options.threads,
         ensemble=Ensemble(n_members=1),
     )
     train_rank(
-        functools.partial(draw, expected, codes, settings.batch_size, options.seed),
+        ahead(functools.partial(draw, expected, codes, settings.batch_size, options.seed)),
         np.stack(exposed),
         functools.partial(judge, is_single=is_single),
         settings,

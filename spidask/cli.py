@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -177,6 +178,8 @@ def schema() -> None:
 
 def main() -> None:
     """Run the command line."""
+    # A batch system's request to end: leave by the way that cancels the workers' jobs.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     app()
 
 

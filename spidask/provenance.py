@@ -86,9 +86,9 @@ def training_settings(config: Config) -> dict[str, Any]:
         The key's path to its value; the labels stand there as text.
     """
     names = {"training", "validation", "preprocessing", "per_run"}
-    flat = _flatten(
-        config.model_dump(mode="json", include=names, exclude={"training": {"threads"}})
-    )
+    # How fast it is done is nobody's business, but `ranks` changes the weights.
+    left_out = {"training": {"threads", "timeout_s"}}
+    flat = _flatten(config.model_dump(mode="json", include=names, exclude=left_out))
     flat |= {f"runs.{key}": getattr(config.runs, key) for key in ("dataset", "mask", "mask_good")}
     flat["selection.expected_single_fraction"] = config.selection.expected_single_fraction
     if config.training.initial != "random":

@@ -38,13 +38,13 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 4
 """Times that a job is begun before its failure is final."""
-POLL_S = 0.3
+POLL_S = 0.5
 """Time between two looks at the ranks."""
 GRACE_S = 10.0
 """After a rank's error, time for another rank's end to show that it came before."""
 START_S = 300.0
 """Time for all ranks of a group to begin, behind other work and imports."""
-RESTART_S = 60.0
+RESTART_S = 20.0
 """Time for restarted workers to come back."""
 
 
@@ -116,9 +116,8 @@ def run_ranks(
     -----
     A rank that is killed, hangs or raises anything but a SpidaskError ends its group. Workers of
     ranks that did not end are restarted, for nothing else ends a thread inside a collective, and
-    the job begins again. The driver hosts the key-value store through which ranks meet and
-    report, on the network that the scheduler uses and on no other. Neither this store nor gloo
-    nor NCCL knows passwords or encryption.
+    the job begins again. The driver hosts the store through which ranks meet and report, on the
+    scheduler's network only. Neither it nor gloo nor NCCL knows passwords or encryption.
     """
     crew = _Crew(client, function, n_ranks, device, timeout_s, _listen(client))
     waiting = deque(_Job(number, arguments) for number, arguments in enumerate(jobs))
@@ -128,12 +127,13 @@ def run_ranks(
     try:
         while waiting or running:
             workers = _list_workers(client)
-            free = _choose(workers, {a for group in running for a in group.addresses})
+            fit = _choose(workers)
+            free = [a for a in fit if not any(a in group.addresses for group in running)]
             while waiting and len(free) >= n_ranks:
                 chosen, free = free[:n_ranks], free[n_ranks:]
-                if not crew.neighbours:
-                    crew.neighbours = _count_neighbours(workers, n_ranks * len(jobs))
+                crew.neighbours = crew.neighbours or _count_neighbours(fit, n_ranks * len(jobs))
                 running.append(crew.start(waiting.popleft(), chosen, workers))
+            is_idle = not running
             for group in list(running):
                 group.collect()
                 if cause := _find_fault(group, workers, timeout_s):
@@ -143,10 +143,10 @@ def run_ranks(
                 elif group.is_done:
                     results[group.job.number] = group.outcomes[0]
                     running.remove(group)
-            if running:
+            if not is_idle:
                 idle_since = time.monotonic()
             elif waiting and time.monotonic() - idle_since > wait_s:
-                _refuse_too_few(_choose(workers, set()), n_ranks, wait_s, waiting[0])
+                _refuse_too_few(len(fit), n_ranks, wait_s, waiting[0])
             time.sleep(POLL_S)
     finally:
         for group in running:
@@ -325,19 +325,19 @@ def _has_gpu(worker: Mapping[str, Any]) -> bool:
     return bool(worker["resources"].get("GPU"))
 
 
-def _choose(workers: Workers, taken: set[str]) -> list[str]:
-    fit = any(_has_gpu(worker) for worker in workers.values())
+def _choose(workers: Workers) -> list[str]:
+    on_gpu = any(_has_gpu(worker) for worker in workers.values())
     by_process = {
         # A process has one process group; workers in threads of one process share it.
         address.rpartition("/")[0] if address.startswith("inproc") else address: address
         for address, worker in workers.items()
-        if worker["status"] == "running" and _has_gpu(worker) == fit
+        if worker["status"] == "running" and _has_gpu(worker) == on_gpu
     }
-    return [address for address in by_process.values() if address not in taken]
+    return list(by_process.values())
 
 
-def _count_neighbours(workers: Workers, n_ranks: int) -> int:
-    on_host = Counter(get_address_host(address) for address in _choose(workers, set()))
+def _count_neighbours(addresses: list[str], n_ranks: int) -> int:
+    on_host = Counter(get_address_host(address) for address in addresses)
     return min(n_ranks, max(on_host.values()))
 
 
@@ -390,10 +390,10 @@ def _end(client: Client, group: _Group) -> None:
             client.restart_workers(living, timeout=RESTART_S, raise_for_error=False)
 
 
-def _refuse_too_few(workers: list[str], n_ranks: int, wait_s: float, job: _Job) -> None:
+def _refuse_too_few(n_workers: int, n_ranks: int, wait_s: float, job: _Job) -> None:
     cause = f" after {job.causes[0]}" if job.causes else ""
     raise ClusterError(
-        f"training.ranks: {n_ranks} workers are needed and {len(workers)} are there{cause}; "
+        f"training.ranks: {n_ranks} workers are needed and {n_workers} are there{cause}; "
         f"waited {wait_s:g} s for more. Ask for more workers, or fewer ranks",
-        n_workers=len(workers),
+        n_workers=n_workers,
     )

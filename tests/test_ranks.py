@@ -7,6 +7,7 @@ import socket
 import time
 from pathlib import Path
 
+import dask
 import psutil
 import pytest
 import torch
@@ -22,7 +23,10 @@ from spidask.ranks import Rank, run_ranks
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    with connect(Cluster(cpu_workers=3, gpus=0), tmp_path_factory.mktemp("cluster")) as client:
+    # Within that time of a loss Dask would close a worker's nanny for good, if it is lost again.
+    patient = dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"})
+    folder = tmp_path_factory.mktemp("cluster")
+    with connect(Cluster(cpu_workers=3, gpus=0), folder) as client, patient:
         yield client
 
 
@@ -134,11 +138,11 @@ def describe(**resources: float) -> dict:
 
 def test_ranks_prefer_gpus_and_a_process_of_their_own():
     workers = {"tls://a:1": describe(CPU=1), "tls://a:2": describe(GPU=1), "tls://b:1": describe()}
-    assert ranks._choose(workers, set()) == ["tls://a:2"]
+    assert ranks._choose(workers) == ["tls://a:2"]
     workers["tls://a:2"]["status"] = "closing_gracefully"
-    assert ranks._choose(workers, set()) == []
+    assert ranks._choose(workers) == []
     threads = {f"inproc://10.0.0.1/7/{i}": describe() for i in range(3)}
-    assert len(ranks._choose(threads, set())) == 1
+    assert len(ranks._choose(threads)) == 1
 
 
 def test_ranks_run_where_the_gpu_is(tmp_path):

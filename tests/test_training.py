@@ -8,6 +8,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import dask
 import numpy as np
 import pandas as pd
 import pytest
@@ -89,7 +90,10 @@ def test_seeds_make_different_members(beamtime, tmp_path):
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    with connect(Cluster(cpu_workers=3, gpus=0), tmp_path_factory.mktemp("cluster")) as client:
+    # Within that time of a loss Dask would close a worker's nanny for good, if it is lost again.
+    patient = dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"})
+    folder = tmp_path_factory.mktemp("cluster")
+    with connect(Cluster(cpu_workers=3, gpus=0), folder) as client, patient:
         yield client
 
 

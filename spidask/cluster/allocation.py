@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import socket
 import time
@@ -17,9 +18,11 @@ from spidask import config
 from spidask.cluster.devices import CPU, GPU, pin_environment
 from spidask.errors import ClusterError
 
+log = logging.getLogger(__name__)
+
 SCHEDULER, DRIVER = 0, 1
 """Ranks of the processes that do not work; SLURMRunner gives them out like this."""
-CERTIFICATE_WAIT_S = 120
+CERTIFICATE_WAIT_S = START_S = 120
 ROLES = ("scheduler", "worker", "client")
 
 
@@ -87,8 +90,24 @@ def join_allocation(settings: config.Cluster, output: str | Path) -> Iterator[Cl
         )
     except slurm.WorldTooSmallException as error:
         raise ClusterError(f"cluster.kind: allocation: {error} Raise srun's --ntasks.") from None
-    with runner, Client(runner, security=security) as client:
-        yield client
+    # The runner's own comm knows no TLS, so that ending the scheduler is the client's part.
+    runner.scheduler_comm = None
+    with Client(runner.scheduler_address, security=security) as client:
+        try:
+            _wait_for_all(client, int(os.environ["SLURM_NTASKS"]) - DRIVER - 1)
+            yield client
+        finally:
+            client.shutdown()
+            for path in folder.glob(f"*{step}*"):
+                path.unlink(missing_ok=True)
+
+
+def _wait_for_all(client: Client, n_workers: int) -> None:
+    # One that started after the work is done would fail, and with it the whole job.
+    try:
+        client.wait_for_workers(n_workers, timeout=START_S)
+    except TimeoutError:
+        log.warning("not all of %d workers came within %d s; going on", n_workers, START_S)
 
 
 def place_on_node(rank: int, local: int) -> int:

@@ -33,7 +33,8 @@ DASK_SETTINGS = {
     "distributed.comm.timeouts.connect": "120s",
     # A preempted worker is no fault of the shard that it held.
     "distributed.scheduler.allowed-failures": 10,
-    "distributed.deploy.lost-worker-timeout": "15s",
+    # Nannies restart their workers; jobs that are gone are found by asking the queue.
+    "distributed.deploy.lost-worker-timeout": "1h",
     "distributed.worker.http.routes": [],
 }
 

@@ -35,7 +35,7 @@ class Pool:
 
     def __init__(self, client: Client, settings: config.Cluster, output: str) -> None:
         self._client, self._settings, self._output = client, settings, output
-        self._last_look = self._last_worker = time.monotonic()
+        self._last_look, self._last_worker = -LOOK_EVERY_S, time.monotonic()
         self._silent: dict[str, float] = {}
         self.jobs: list[JobState] | None = []
 

@@ -46,11 +46,13 @@ def long_run(beamtime: Beamtime, tmp_path_factory: pytest.TempPathFactory) -> Be
     return Beamtime(folder, beamtime.members)
 
 
-def config_of(run: Beamtime, output: Path, **cluster: object):
+def config_of(run: Beamtime, output: Path, members: list[str] | None = None, **cluster: object):
     job = {"cores": 2, "memory": "2GB", "walltime": "00:30:00", "directives": ["--gres=gpu:1"]}
     settings = {"kind": "slurm", "gpus": 1, "jobs": 2, "job": job, "worker_timeout_s": 8}
-    inference = {"frames_per_shard": PER_SHARD, "batch_size": 16}
-    return run.config(output, cluster={**settings, **cluster}, inference=inference)
+    inference = {"frames_per_shard": PER_SHARD, "batch_size": 16, "members": members}
+    labels = {"file": None, "truth": None}
+    sections = {"cluster": {**settings, **cluster}, "inference": inference, "labels": labels}
+    return run.config(output, **sections)
 
 
 def label(run: Beamtime, config, client=None, progress=lambda _shard, _n: None) -> xr.Dataset:
@@ -192,7 +194,13 @@ def test_no_worker_says_what_squeue_says(queue, long_run, tmp_path, monkeypatch)
 def start_run(config, output: Path) -> subprocess.Popen:
     file = output / "config.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = [str(Path(sys.executable).parent / "spidask"), "run", str(file), "--until", "classify"]
+    command = [
+        str(Path(sys.executable).parent / "spidask"),
+        "run",
+        str(file),
+        "--until",
+        "classify",
+    ]
     with (output / "driver.log").open("a") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
@@ -203,17 +211,14 @@ def done_shards(output: Path) -> int:
 
 
 def test_a_killed_driver_goes_on_where_the_store_says(queue, long_run, reference, tmp_path):
-    config = config_of(long_run, tmp_path / "out")
-    config = config.model_copy(
-        update={
-            "inference": config.inference.model_copy(
-                update={"members": [str(path) for path in long_run.members]}
-            )
-        }
-    )
+    config = config_of(long_run, tmp_path / "out", members=[str(path) for path in long_run.members])
     (tmp_path / "out").mkdir()
     driver = start_run(config, tmp_path / "out")
-    queue.wait(lambda: done_shards(tmp_path / "out") >= 8, "8 shards", seconds=90)
+    queue.wait(
+        lambda: done_shards(tmp_path / "out") >= 8 or driver.poll() is not None,
+        "8 shards",
+        seconds=90,
+    )
     status = measure_status(tmp_path / "out")
     driver.kill()
     driver.wait()
@@ -227,3 +232,20 @@ def test_a_killed_driver_goes_on_where_the_store_says(queue, long_run, reference
     assert again.wait(timeout=120) == 0, (tmp_path / "out" / "driver.log").read_text()
     assert 0 < done_shards(tmp_path / "out") < N_SHARDS
     assert_equal_bits(gather_labels(tmp_path / "out" / "labels.zarr"), reference)
+
+
+def test_one_allocation_holds_scheduler_driver_and_workers(queue, long_run, reference, tmp_path):
+    members = [str(path) for path in long_run.members]
+    config = config_of(long_run, tmp_path / "out", members, kind="allocation", gpus=2)
+    file = tmp_path / "my.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    spidask = Path(sys.executable).parent / "spidask"
+    script = f"#!/bin/sh\nsrun {spidask} run {file} --until classify\n"
+    # Node vn1 holds the scheduler, the driver and two workers, vn2 two workers more.
+    options = ["--nodes=2", "--ntasks=6", "--ntasks-per-node=4", "--cpus-per-task=1"]
+    options += ["--distribution=block", "--gres=gpu:2", "--mem=4G", "--time=00:10:00"]
+    job = queue.submit(script, *options, f"--output={tmp_path / 'log'}")
+    assert queue.wait_for(job, seconds=120).state == "COMPLETED", (tmp_path / "log").read_text()
+    assert_equal_bits(gather_labels(tmp_path / "out" / "labels.zarr"), reference)
+    keys = list((tmp_path / "out" / "tls").glob("*.pem"))
+    assert keys == []

@@ -1,0 +1,89 @@
+"""Classify a beamtime with several ensembles, and compare what they select.
+
+    python jobs/reprocess_beamtime.py my.yaml out/reprocessed \
+        --ensemble old=out/members --ensemble new=other/members/member0.safetensors \
+        --runs '/data/p1234/r*.h5' --set cluster.site=configs/sites/maxwell.yaml
+
+An ensemble is a folder of members, one member, or the YAML file of another config, whose members
+are trained if they are not there. All shards of all runs are spread over the workers. What an
+interrupted call has done is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import pandas as pd
+
+from spidask import pipeline
+from spidask.config import Config, load_config
+from spidask.errors import ConfigError, SpidaskError
+from spidask.metrics import compare
+
+
+def find_ensemble(place: str) -> list[str]:
+    """List the members of a folder, or of one file."""
+    path = Path(place)
+    found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not found or not all(one.is_file() for one in found):
+        raise ConfigError(f"--ensemble {place}: no members there; give a folder or a file of them")
+    return [str(one) for one in found]
+
+
+def config_of(base: str, name: str, place: str, output: Path, overrides: list[str]) -> Config:
+    """The base config with another ensemble, or another config, and an output of its own."""
+    overrides = [*overrides, f"output={output / name}"]
+    if place.endswith((".yaml", ".yml")):
+        return load_config(place, overrides)
+    return load_config(base, [*overrides, f"inference.members={find_ensemble(place)}"])
+
+
+def reprocess(configs: dict[str, Config]) -> pd.DataFrame:
+    """Run every config up to its selection; give a row for each, and one for each pair."""
+    rows = []
+    for name, config in configs.items():
+        logging.info("ensemble %s", name)
+        counts = pipeline.run(config, "select")["counts"]["select"]
+        rows.append(pd.Series({k: v for k, v in counts.items() if k != "runs"}, name=name))
+    for (a, one), (b, other) in combinations(configs.items(), 2):
+        table = compare(one.output, other.output, one.labels.truth)
+        logging.info("%s and %s:\n%s", a, b, table.T.to_string(na_rep=""))
+        shared = {name: table[name].iloc[0] for name in ("in_both", "iou_of_both")}
+        rows.append(pd.Series(shared, name=f"{a} and {b}"))
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Reprocess, print a table and write it beside the outputs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--ensemble", action="append", required=True, metavar="NAME=PLACE")
+    parser.add_argument(
+        "--runs", nargs="+", default=[], help="paths or globs; nothing: the config's"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # workers' jobs are cancelled
+    overrides = [*options.set, *([f"runs.files={options.runs}"] if options.runs else [])]
+    try:
+        places = dict(text.split("=", 1) for text in options.ensemble)
+        configs = {
+            name: config_of(options.config, name, place, options.output, overrides)
+            for name, place in places.items()
+        }
+        table = reprocess(configs)
+    except SpidaskError as error:
+        sys.exit(f"error: {error}")
+    table.to_csv(options.output / "comparison.csv")
+    print(table.to_string(na_rep=""))
+
+
+if __name__ == "__main__":
+    main()
