@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -79,6 +79,7 @@ def run_ranks(
     device: Callable[[], str],
     timeout_s: float,
     wait_s: float,
+    tend: Callable[[], object] = lambda: None,
 ) -> list[Any]:
     """Run a function on groups of workers, one process group for each job.
 
@@ -99,6 +100,8 @@ def run_ranks(
         Ranks of which none beats for so long are hung.
     wait_s : float
         How long to wait for workers while no job runs.
+    tend : callable
+        Called again and again meanwhile, to look after the workers.
 
     Returns
     -------
@@ -114,10 +117,10 @@ def run_ranks(
 
     Notes
     -----
-    A rank that is killed, hangs or raises anything but a SpidaskError ends its group. Workers of
-    ranks that did not end are restarted, for nothing else ends a thread inside a collective, and
-    the job begins again. The driver hosts the store through which ranks meet and report, on the
-    scheduler's network only. Neither it nor gloo nor NCCL knows passwords or encryption.
+    A rank that is lost or raises anything but a SpidaskError ends its group. Workers of others
+    are restarted, as nothing else ends a thread inside a collective, and the job begins again.
+    The driver hosts the store through which ranks meet, on the scheduler's network only; neither
+    it nor gloo nor NCCL knows passwords or encryption.
     """
     crew = _Crew(client, function, n_ranks, device, timeout_s, _listen(client))
     waiting = deque(_Job(number, arguments) for number, arguments in enumerate(jobs))
@@ -147,6 +150,7 @@ def run_ranks(
                 idle_since = time.monotonic()
             elif waiting and time.monotonic() - idle_since > wait_s:
                 _refuse_too_few(len(fit), n_ranks, wait_s, waiting[0])
+            tend()
             time.sleep(POLL_S)
     finally:
         for group in running:
@@ -310,15 +314,12 @@ def _listen(client: Client) -> TCPStore:
     host = get_ip(get_address_host(client.scheduler_info()["address"]))
     # Given only a name, the store would listen on every network of this machine.
     server = socket.create_server((host, 0))
-    port = server.getsockname()[1]
-    return TCPStore(
-        host, port, None, True, wait_for_workers=False, master_listen_fd=server.detach()
-    )
+    address = (host, server.getsockname()[1], None, True)
+    return TCPStore(*address, wait_for_workers=False, master_listen_fd=server.detach())
 
 
 def _list_workers(client: Client) -> Workers:
-    workers: Workers = client.scheduler_info(n_workers=-1)["workers"]
-    return workers
+    return cast(Workers, client.scheduler_info(n_workers=-1)["workers"])
 
 
 def _has_gpu(worker: Mapping[str, Any]) -> bool:
@@ -368,8 +369,7 @@ def _find_hung(group: _Group, workers: Workers, timeout_s: float) -> str | None:
         return None
     # The others wait for one that is behind, or, of equals, for the one that is silent.
     last = min(ranks, key=lambda rank: (signs[rank], workers[group.addresses[rank]]["last_seen"]))
-    what = "hung" if begun[last] else "did not begin"
-    return f"{group.name(last)} {what} for {limit:g} s"
+    return f"{group.name(last)} {'hung' if begun[last] else 'did not begin'} for {limit:g} s"
 
 
 def _count_attempt(job: _Job, cause: str) -> _Job:

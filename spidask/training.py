@@ -10,17 +10,19 @@ import warnings
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
 import xarray as xr
+from distributed import Client
 from scipy.special import expit
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from spidask.cluster import Pool
 from spidask.config import Config, Ensemble
 from spidask.errors import TrainingError
 from spidask.io.labels import locate
@@ -42,9 +44,6 @@ from spidask.networks.member import SINGLE, Member, load_tensors, save_member, s
 from spidask.preprocessing import preprocess
 from spidask.ranks import Rank, run_ranks
 from spidask.schema import CLASSES
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -268,11 +267,13 @@ def _train_on_workers(
     tensors = {name: torch.from_numpy(array) for name, array in vars(labelled).items()}
     save_tensors(tensors, shared, {})
     device = functools.partial(resolve_device, config.inference.device)
-    timeout_s, wait_s = config.training.timeout_s, 60 * config.cluster.wait_minutes
+    limits = config.training.timeout_s, 60 * config.cluster.wait_minutes
     client.forward_logging(train_rank.__module__, logging.INFO)
     try:
-        work = [(shared, *job) for job in jobs]
-        run_ranks(client, _train_as_rank, work, config.training.ranks, device, timeout_s, wait_s)
+        work, ranks = [(shared, *job) for job in jobs], config.training.ranks
+        pool = Pool(client, config.cluster, config.output)
+        tend = functools.partial(pool.tend, len(jobs) * ranks)
+        run_ranks(client, _train_as_rank, work, ranks, device, *limits, tend)
     finally:
         client.unforward_logging(train_rank.__module__)
         shared.unlink()

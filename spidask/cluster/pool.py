@@ -65,7 +65,7 @@ class Pool:
         Parameters
         ----------
         n_left : int
-            Shards that are still to be done; no more jobs than these are kept.
+            Tasks that are still to be done; no more jobs than these are kept.
 
         Raises
         ------

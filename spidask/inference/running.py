@@ -109,19 +109,15 @@ def _missing(
     labels: Path,
     files: Mapping[str, Sequence[Sequence[str | int]]],
 ) -> Iterator[tuple[str, int, Task]]:
+    template: xr.Dataset | None = None
     for name in map(str, frames["run_name"].values):
         run = select_run(frames, name)
         if not run.sizes["frame"]:
             continue
-        template = label_lazily(run, members, config)
-        store.create_run(
-            labels,
-            name,
-            template,
-            run.sizes["frame"],
-            config.inference.frames_per_shard,
-            files[name],
-        )
+        if template is None:  # every run has the same variables
+            template = label_lazily(run, members, config)
+        n_frames, per_shard = run.sizes["frame"], config.inference.frames_per_shard
+        store.create_run(labels, name, template, n_frames, per_shard, files[name])
         for number in store.missing_shards(labels, name):
             yield name, number, (run, members, config, labels, number)
 

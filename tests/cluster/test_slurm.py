@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ import pytest
 import xarray as xr
 import yaml
 
+from spidask import pipeline
 from spidask.cluster import connect, pool
-from spidask.config import Cluster
+from spidask.config import Cluster, load_config
 from spidask.errors import ClusterError
 from spidask.inference import classify_runs
 from spidask.io.runs import open_runs, sign_files
 from spidask.io.store import gather_labels
+from spidask.networks.learning import list_checkpoints
 from spidask.status import measure_status
 from tests.conftest import Beamtime, write_run
 from tests.slurm import Slurm
@@ -75,7 +78,8 @@ def reference(long_run: Beamtime, tmp_path_factory: pytest.TempPathFactory) -> x
     return label(long_run, config_of(long_run, output, kind="inline", gpus=None))
 
 
-def test_a_whole_node_is_shared_out(queue, tmp_path):
+@pytest.mark.usefixtures("queue")
+def test_a_whole_node_is_shared_out(tmp_path):
     job = {"cores": 6, "memory": "6GB", "directives": ["--gres=gpu:2"], "walltime": "00:10:00"}
     settings = Cluster(kind="slurm", gpus=2, cpu_workers=1, jobs=2, job=job)
     with connect(settings, tmp_path) as client:
@@ -99,7 +103,8 @@ def test_a_whole_node_is_shared_out(queue, tmp_path):
     assert not list((tmp_path / "tls").iterdir())
 
 
-def test_labels_of_a_slurm_cluster_are_those_of_one_process(queue, long_run, reference, tmp_path):
+@pytest.mark.usefixtures("queue")
+def test_labels_of_a_slurm_cluster_are_those_of_one_process(long_run, reference, tmp_path):
     config = config_of(long_run, tmp_path, cpu_workers=1, gpus=1)
     with connect(config.cluster, config.output) as client:
         client.wait_for_workers(4, timeout=60)
@@ -178,7 +183,8 @@ def test_a_lost_job_is_replaced(queue, long_run, reference, tmp_path, monkeypatc
     assert len(queue.jobs()) - n_before == 2
 
 
-def test_no_worker_says_what_squeue_says(queue, long_run, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("queue")
+def test_no_worker_says_what_squeue_says(long_run, tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "LOOK_EVERY_S", 0.5)
     # Held jobs never start.
     job = {"cores": 2, "memory": "2GB", "walltime": "00:10:00", "directives": ["--hold"]}
@@ -249,3 +255,68 @@ def test_one_allocation_holds_scheduler_driver_and_workers(queue, long_run, refe
     assert_equal_bits(gather_labels(tmp_path / "out" / "labels.zarr"), reference)
     keys = list((tmp_path / "out" / "tls").glob("*.pem"))
     assert keys == []
+
+
+def start_training(config, output: Path) -> subprocess.Popen:
+    file = output.parent / f"{output.name}.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = [str(Path(sys.executable).parent / "spidask"), "run", str(file), "--until", "train"]
+    with (output.parent / f"{output.name}.log").open("w") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+
+def test_a_cancelled_rank_changes_no_weight(queue, beamtime, tmp_path):
+    job = {"cores": 2, "memory": "2GB", "walltime": "00:30:00", "directives": ["--gres=gpu:1"]}
+    sections = {
+        "cluster": {"kind": "slurm", "gpus": 1, "jobs": 2, "job": job},
+        "training": {"ranks": 2, "iterations": 60, "checkpoint_every": 6, "timeout_s": 20},
+    }
+    members = {}
+    for name in ("undisturbed", "struck"):
+        config = beamtime.config(tmp_path / name, **sections)
+        driver = start_training(config, tmp_path / name)
+        checkpoints = tmp_path / name / "checkpoints" / "seed0"
+        if name == "struck":
+            begun = partial(list_checkpoints, checkpoints)
+            queue.wait(begun, "a checkpoint", seconds=90)
+            STRIKES["scancel"](queue)
+        assert driver.wait(timeout=200) == 0, (tmp_path / f"{name}.log").read_text()
+        members[name] = [path.read_bytes() for path in sorted(checkpoints.glob("0*.safetensors"))]
+    assert len(members["struck"]) == 10
+    assert members["struck"] == members["undisturbed"]
+    log = (tmp_path / "struck.log").read_text()
+    assert "vanished (killed, or cut off?); begins again" in log
+
+
+@pytest.mark.usefixtures("queue")
+def test_the_quickstart_gives_the_same_labels_on_slurm(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quickstart = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+    job = "{cores: 4, memory: 3GB, walltime: '00:30:00', directives: ['--gres=gpu:2']}"
+    small = [
+        "simulation.frames=80",
+        "simulation.panel.dark_frames=4",
+        "training.iterations=20",
+        "training.checkpoint_every=4",
+        "training.threads=1",
+        "inference.frames_per_shard=32",
+    ]
+    local = ["output=local", "cluster.cpu_workers=1"]
+    on_slurm = ["output=slurm", "cluster.kind=slurm", "cluster.gpus=2", f"cluster.job={job}"]
+    counts = []
+    for settings in (local, on_slurm):
+        config = load_config(quickstart, [*small, *settings])
+        counts.append(pipeline.run(config)["counts"])
+    assert_equal_bits(gather_labels("slurm/labels.zarr"), gather_labels("local/labels.zarr"))
+    members = [
+        [p.read_bytes() for p in sorted(Path(n, "members").glob("*.safe*"))]
+        for n in ("local", "slurm")
+    ]
+    assert len(members[0]) == 5
+    assert members[0] == members[1]
+    assert counts[0] == counts[1]
+    selected = [Path(name, "selection.csv").read_bytes() for name in ("local", "slurm")]
+    assert selected[0] == selected[1]
+    assert Path("slurm/report.html").exists()
+    for stage in ("train", "classify", "export"):
+        assert Path("slurm/performance", f"{stage}.html").stat().st_size > 100_000

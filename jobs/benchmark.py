@@ -1,0 +1,250 @@
+"""Measure spidask on this machine, everything side by side in one run.
+
+    python jobs/benchmark.py dask FOLDER     # shards on two Dask workers against two plain loops
+    python jobs/benchmark.py scale FOLDER    # 12 million frames in 400 runs: what all shards cost
+
+FOLDER gets the files that are measured, about 1 GB. Prints a table and writes FOLDER/NAME.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import resource
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import hdf5plugin
+import numpy as np
+import xarray as xr
+from distributed import Client
+
+from spidask.cluster import connect
+from spidask.config import Config, parse_config
+from spidask.inference import Shard, classify_runs, label_lazily, label_shard
+from spidask.io import store
+from spidask.io.runs import open_runs, select_run, sign_files
+from spidask.networks.member import SHIPPED
+from spidask.planning import format_bytes, make_plan
+
+SHAPE = (123, 240)
+N_WORKERS = 2
+REPEATS = 3
+GPU_WORKERS = (1, 8, 64)
+
+Row = dict[str, str | float]
+
+
+def write_run(path: Path, n_frames: int, hit_rate: float, seed: int) -> None:
+    """A run of photons, bitshuffle/LZ4: frames of stray light, and hits twenty times as bright."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    fall = (1 / (1 + np.hypot(y + 3, x - 119.5) / 6) ** 3).astype(np.float32)
+    stock = random.poisson(3 * fall, (512, *SHAPE)).astype(np.uint16)
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset(
+            "data",
+            (n_frames, *SHAPE),
+            np.uint16,
+            chunks=(1, *SHAPE),
+            **hdf5plugin.Bitshuffle(cname="lz4"),
+        )
+        for i in range(n_frames):
+            is_hit = random.random() < hit_rate
+            data[i] = random.poisson(60 * fall) if is_hit else stock[random.integers(len(stock))]
+
+
+def config_of(files: list[Path], output: Path, **sections: dict) -> Config:
+    """Settings for these files, with the shipped network as the only member."""
+    return parse_config(
+        {
+            "runs": {"files": [str(path) for path in files], "dataset": "data"},
+            "output": str(output),
+            "inference": {"members": [str(SHIPPED)]},
+            "hits": {"threshold": 1500.0},
+            "cluster": {"cpu_workers": N_WORKERS},
+            **sections,
+        }
+    )
+
+
+def fresh_store(frames: xr.Dataset, config: Config) -> Path:
+    """An empty store for all runs, as `classify_runs` makes one."""
+    labels = Path(config.output) / "labels.zarr"
+    shutil.rmtree(labels, ignore_errors=True)
+    names = [str(name) for name in frames["run_name"].values]
+    template = label_lazily(select_run(frames, names[0]), [SHIPPED], config)
+    for name in names:
+        n_frames = select_run(frames, name).sizes["frame"]
+        store.create_run(labels, name, template, n_frames, config.inference.frames_per_shard)
+    return labels
+
+
+def loop(
+    config: Config, shards: list[tuple[str, int]], start: Callable[[], object], took: object
+) -> None:
+    """One plain process: its part of the shards, one after another."""
+    frames = open_runs(config.runs.files, config.runs.dataset)
+    labels = Path(config.output) / "labels.zarr"
+    runs = {name: select_run(frames, name) for name in {name for name, _ in shards}}
+    label_shard(runs[shards[0][0]], [SHIPPED], config, labels, shards[0][1])  # warm
+    start()
+    begin = time.perf_counter()
+    for name, number in shards:
+        label_shard(runs[name], [SHIPPED], config, labels, number)
+    took.put(time.perf_counter() - begin)  # type: ignore[attr-defined]
+
+
+def time_loops(frames: xr.Dataset, config: Config) -> float:
+    """Seconds until the slower of the plain processes is done."""
+    labels = fresh_store(frames, config)
+    shards = [
+        (name, n) for name in store.list_runs(labels) for n in store.missing_shards(labels, name)
+    ]
+    context = multiprocessing.get_context("spawn")
+    barrier, took = context.Barrier(N_WORKERS), context.Queue()
+    processes = [
+        context.Process(target=loop, args=(config, shards[i::N_WORKERS], barrier.wait, took))
+        for i in range(N_WORKERS)
+    ]
+    for process in processes:
+        process.start()
+    seconds = [took.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return max(seconds)
+
+
+def time_dask(frames: xr.Dataset, config: Config, client: Client) -> tuple[float, list[Shard]]:
+    """Seconds of the stage classify on warm workers, and its shards."""
+    labels = fresh_store(frames, config)
+    start = time.perf_counter()
+    done = classify_runs(frames, [SHIPPED], config, labels, sign_files(frames), client)
+    return time.perf_counter() - start, done
+
+
+def benchmark_dask(folder: Path) -> list[Row]:
+    """Two Dask workers against two plain loops over the same shards of the default size."""
+    files = [folder / "r0001.h5", folder / "r0002.h5"]
+    for seed, path in enumerate(files):
+        if not path.exists():
+            write_run(path, 16_384, 0.02, seed)
+    config = config_of(files, folder / "out")
+    frames = open_runs(config.runs.files, config.runs.dataset)
+    plain, dask, overhead = [], [], []
+    with connect(config.cluster, config.output) as client:
+        assert client is not None
+        time_dask(frames, config, client)  # warm
+        for _ in range(REPEATS):
+            plain.append(time_loops(frames, config))
+            seconds, done = time_dask(frames, config, client)
+            dask.append(seconds)
+            overhead.append((seconds - sum(s.seconds for s in done) / N_WORKERS) / len(done))
+    n_frames = frames.sizes["frame"]
+    ratio = statistics.median(d / p for d, p in zip(dask, plain, strict=True))
+    return [
+        {"what": "plain loops, two processes", "frames/s": n_frames / statistics.median(plain)},
+        {"what": "two Dask workers", "frames/s": n_frames / statistics.median(dask)},
+        {"what": "time with Dask over time without, median of pairs", "ratio": ratio},
+        {"what": "outside of shards, per shard", "seconds": statistics.median(overhead)},
+    ]
+
+
+def benchmark_scale(folder: Path) -> list[Row]:
+    """A beamtime whose chunks were never written, so that it takes no space."""
+    files = [folder / f"r{number:04d}.h5" for number in range(1, 401)]
+    for path in files:
+        if not path.exists():
+            with h5py.File(path, "w", libver="latest") as file:
+                shape = (30_000, 512, 1024)
+                file.create_dataset("data", shape, np.uint16, chunks=(1, *shape[1:]))
+    region = {"region": {"y": [0, 123], "x": [392, 632]}}
+    config = config_of(files, folder / "out", preprocessing=region)
+    start = time.perf_counter()
+    plan = make_plan(config)
+    rows: list[Row] = [
+        {"what": "plan of 12 million frames", "seconds": time.perf_counter() - start}
+    ]
+    rows.append({"what": "memory after it", "MB": peak_memory()})
+    frames = open_runs(config.runs.files, config.runs.dataset)
+    start = time.perf_counter()
+    labels = fresh_store(frames, config)
+    rows.append(
+        {"what": "labels.zarr of 400 runs, still empty", "seconds": time.perf_counter() - start}
+    )
+    # All shards but those of four runs count as done, for the driver has to hold all runs anyhow.
+    for name in store.list_runs(labels)[4:]:
+        array = store.open_run(labels, name)["done"]
+        array[:] = 1  # type: ignore[index]
+    with connect(config.cluster, config.output) as client:
+        assert client is not None
+        start = time.perf_counter()
+        done = classify_runs(frames, [SHIPPED], config, labels, sign_files(frames), client)
+        seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        classify_runs(frames, [SHIPPED], config, labels, sign_files(frames), client)
+        nothing = time.perf_counter() - start
+        memory = peak_memory()
+    inside = sum(shard.seconds for shard in done)
+    overhead = (seconds - nothing - inside / N_WORKERS) / len(done)
+    rows += [
+        {"what": f"{len(done)} shards, nothing to score", "seconds": seconds},
+        {"what": "outside of shards, per shard", "seconds": overhead},
+        {"what": "inside, per shard of 4096 frames", "seconds": inside / len(done)},
+        {"what": "looking for shards where all 400 runs are done", "seconds": nothing},
+        {"what": "driver and scheduler, one process, at most", "MB": memory},
+    ]
+    for n in GPU_WORKERS:
+        read = plan.read_bytes / n
+        rows.append(
+            {
+                "what": f"12 million frames on {n} workers as fast as these, unmeasured",
+                "hours": (inside / len(done) * plan.shards / n + overhead * plan.shards) / 3600,
+                "GB/s from the file system": read
+                * n
+                / 1e9
+                / (inside / len(done) * plan.shards / n),
+            }
+        )
+    rows.append(
+        {"what": "shards a second that one driver can hand out", "1/s": 1 / max(overhead, 1e-9)}
+    )
+    rows.append({"what": f"bytes of the region, {format_bytes(plan.read_bytes)}", "": ""})
+    return rows
+
+
+def peak_memory() -> float:
+    """Largest memory of this process so far, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def main() -> None:
+    """Measure, print a table and write it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=["dask", "scale"])
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args()
+    folder = options.folder / options.name
+    folder.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(level=logging.WARNING)
+    rows = {"dask": benchmark_dask, "scale": benchmark_scale}[options.name](folder)
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    print(f"{machine}, {time.strftime('%Y-%m-%d')}")
+    for row in rows:
+        what, *_ = row.values()
+        told = ", ".join(f"{v:.4g} {k}" for k, v in row.items() if isinstance(v, float))
+        print(f"  {what:60} {told}")
+    facts = {"machine": machine, "date": time.strftime("%Y-%m-%d"), "rows": rows}
+    (folder / f"{options.name}.json").write_text(json.dumps(facts, indent=1))
+
+
+if __name__ == "__main__":
+    main()
