@@ -1,15 +1,20 @@
 """Inference: the same answer whatever the blocks, shards and workers."""
 
+import threading
+
 import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
 
+from spidask import preprocessing
 from spidask.cluster import connect
 from spidask.config import Cluster
 from spidask.errors import ClusterError, DataError
 from spidask.inference import classify, classify_runs, enclose_windows
+from spidask.inference import scoring as scoring_module
 from spidask.io.labels import read_labels
+from spidask.io.progress import read_progress
 from spidask.io.runs import open_runs, sign_files
 from spidask.io.store import gather_labels, missing_shards
 from spidask.networks.device import resolve_device
@@ -116,3 +121,43 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch):
     assert resolve_device("auto") == "cpu"
     with pytest.raises(ClusterError, match=r"inference\.device"):
         resolve_device("cuda")
+
+
+def test_what_a_shard_took_and_showed_is_told(beamtime, tmp_path):
+    with connect(Cluster(cpu_workers=1, gpus=0), tmp_path) as client:
+        label(beamtime, tmp_path, client)
+        events = [event for _, event in client.get_events("spidask")]
+    shards = [event for event in events if event["kind"] == "shard"]
+    (stage,) = (event for event in events if event["kind"] == "stage")
+    assert (stage["n_shards"], stage["n_frames"]) == (7, 600)
+    assert sum(event["n_frames"] for event in shards) == 600
+    for event in shards:
+        spent = [event[f"{work}_s"] for work in ("read", "preprocess", "score", "size", "write")]
+        assert all(0 <= seconds <= event["seconds"] for seconds in spent)
+    progress = read_progress(tmp_path)
+    assert (progress["done"], progress["shards"], progress["ended"]) == (7, 7, True)
+    assert progress["connection"]["tunnel"].startswith("ssh ")
+
+
+def test_reading_overlaps_with_scoring(beamtime, tmp_path, monkeypatch):
+    # A worker with two threads, as one on a GPU has: while a block is scored the next is read.
+    reading, scoring = threading.Event(), threading.Event()
+    seen = []
+
+    def read_while_scoring(block, recipe):
+        if scoring.is_set():
+            seen.append("read while scoring")
+            reading.set()
+        return calibrate(block, recipe)
+
+    def score_slowly(*args, **kwargs):
+        scoring.set()
+        reading.wait(10)
+        return score(*args, **kwargs)
+
+    calibrate, score = preprocessing._calibrate_block, scoring_module.score
+    monkeypatch.setattr(preprocessing, "_calibrate_block", read_while_scoring)
+    monkeypatch.setattr(scoring_module, "score", score_slowly)
+    monkeypatch.setattr("spidask.inference.shards._n_threads", lambda: 2)
+    label(beamtime, tmp_path, frames_per_block=16)
+    assert seen

@@ -324,3 +324,28 @@ def test_report_is_written_anew(copied):
 def test_no_folder_without_a_manifest(tmp_path):
     with pytest.raises(SpidaskError, match=r"manifest\.json"):
         pipeline.select_again(tmp_path)
+
+
+def test_runs_that_appear_are_followed(beamtime, tmp_path, monkeypatch):
+    # Two are there at first; the third comes when these are done.
+    folder, output = tmp_path / "runs", tmp_path / "out"
+    folder.mkdir()
+    for name in ("r0001.h5", "r0002.h5"):
+        shutil.copy2(beamtime.folder / name, folder / name)
+    done: list[str] = []
+
+    def wait(_seconds):
+        if len(done) == 4 and not (folder / "r0003.h5").exists():
+            shutil.copy2(beamtime.folder / "r0003.h5", folder / "r0003.h5")
+        elif len(done) == 7:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("spidask.io.files.time.sleep", wait)
+    config = beamtime.config(output, runs={"files": [str(folder / "r*.h5")]})
+    manifest = pipeline.run(config, "select", lambda shard, _: done.append(shard.run), follow=True)
+    assert done == ["r0001"] * 2 + ["r0002"] * 2 + ["r0003"] * 3
+    assert manifest["counts"]["select"]["frames"] == 600
+    once = beamtime.config(tmp_path / "once")
+    pipeline.run(once, "select")
+    for found in ("selection.csv", "metrics.csv"):
+        assert (output / found).read_bytes() == (tmp_path / "once" / found).read_bytes()

@@ -84,7 +84,28 @@ def test_the_lines(beamtime, tmp_path):
         "input    600 frames of 40 x 48 uint16 in 3 runs, 3 files; 1 files unreadable"
     )
     assert lines[1] == "raw      2.3 MB, of which 1.73 MB are within the region to read"
-    assert lines[-1].startswith("output   71 kB if 1.6% of the frames are hits: labels.zarr 32.4")
+    assert lines[-2].startswith("output   71 kB if 1.6% of the frames are hits: labels.zarr 32.4")
+    # 12 iterations of 16 patterns, 600 frames and 9.6 hits that five members score.
+    assert lines[-1].startswith(
+        "time     train 2.1 s, classify 1.2 s, export 0.048 s, at the rates"
+    )
+
+
+def test_the_plan_of_a_cluster_shows_its_jobs(beamtime, tmp_path):
+    job = {"cores": 8, "memory": "64GB", "walltime": "02:00:00", "queue": "gpu"}
+    cluster = {"kind": "slurm", "gpus": 2, "cpu_workers": 2, "jobs": 3, "job": job}
+    plan = make_plan(beamtime.config(tmp_path / "out", cluster=cluster))
+    assert (plan.jobs, plan.workers, plan.processes) == (3, 12, 4)
+    assert plan.machine_bytes == 64_000_000_000
+    threads = 8 // 4
+    assert plan.process_bytes == PROCESS_BYTES + threads * 128 * 36 * 40 * (2 + 6)
+    alone = make_plan(beamtime.config(tmp_path / "out"))
+    assert plan.seconds["classify"] == pytest.approx(alone.seconds["classify"] / 12)
+    lines = plan.lines()
+    assert "jobs     3 jobs at a time, 12 workers in all; each:" in lines
+    assert lines[-1] == plan.script
+    assert "#SBATCH -p gpu\n" in plan.script
+    assert not (tmp_path / "out").exists()
 
 
 def test_twelve_million_frames_in_400_files_take_seconds(tmp_path):

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from spidask.cluster import JobState
 from spidask.errors import StoreError
 from spidask.io.manifest import note
+from spidask.io.progress import Progress
 from spidask.io.store import create_run, write_shard
 from spidask.status import RunStatus, measure_status
 
@@ -43,6 +45,24 @@ def test_the_lines(output):
         "all runs  2 of 4 shards, 6 of 14 frames, 4 hits",
         "read: files 3, frames 14, unreadable files 1",
     ]
+
+
+def test_progress_failures_and_the_way_to_the_dashboard(output, monkeypatch):
+    progress = Progress(output, 4, {"tunnel": "ssh -N -L 1:127.0.0.1:1 me@node"})
+    progress.add(4, 3)
+    progress.fail("r1", 1, "dark.h5 is gone")
+    progress.write(["17", "18"], 2)
+    told = [JobState("17", "RUNNING", "n1"), JobState("18", "PENDING", "(Resources)")]
+    monkeypatch.setattr("spidask.status.list_jobs", lambda ids: told if ids else [])
+    lines = measure_status(output).lines()
+    classify = next(line for line in lines if line.startswith("classify: "))
+    assert classify.startswith("classify: 1 of 4 shards in this go, ")
+    assert "75.00% hits, 1 shards failed; last heard of 0 s ago" in classify
+    assert "failed: shard 1 of r1: dark.h5 is gone" in lines
+    assert "jobs: 1 PENDING (Resources), 1 RUNNING" in lines
+    assert "2 workers; dashboard: ssh -N -L 1:127.0.0.1:1 me@node" in lines
+    progress.write([], 0, ended=True)
+    assert not any("dashboard" in line for line in measure_status(output).lines())
 
 
 def test_before_any_label(beamtime, tmp_path):

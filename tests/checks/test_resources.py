@@ -48,11 +48,31 @@ def test_shards_that_cut_windows(beamtime, tmp_path):
 
 
 def test_more_memory_than_there_is(beamtime, tmp_path):
-    cluster = {"kind": "local", "workers": 1_000_000}
+    cluster = {"kind": "local", "gpus": 0, "cpu_workers": 1_000_000}
     (problem,) = check(beamtime.config(tmp_path, cluster=cluster))
     assert (problem.severity, problem.place) == ("warning", "inference.frames_per_block")
     assert problem.message.startswith("1000000 processes with blocks of")
     assert "cluster.cpu_workers" in problem.message
+
+
+def test_a_batch_system_that_is_not_here(beamtime, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    (problem,) = check(beamtime.config(tmp_path, cluster={"kind": "slurm"}))
+    assert (problem.severity, problem.place) == ("error", "cluster.kind")
+    assert problem.message == (
+        "slurm: this machine has no sbatch; run on a login node, or set local"
+    )
+
+
+def test_a_login_node_needs_no_gpu(beamtime, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/sbatch")
+    inference = {"device": "cuda"}
+    assert [p.place for p in check(beamtime.config(tmp_path, inference=inference))] == [
+        "inference.device"
+    ]
+    there = beamtime.config(tmp_path, inference=inference, cluster={"kind": "slurm", "gpus": 1})
+    assert check(there) == []
 
 
 def test_more_output_than_there_is_space(beamtime, tmp_path, monkeypatch):

@@ -1,9 +1,12 @@
 """Which files are a beamtime's, and to which run each belongs."""
 
+from pathlib import Path
+
 import pytest
 import zarr
 
 from spidask.errors import ConfigError
+from spidask.io import files
 from spidask.io.files import find_runs
 
 
@@ -66,3 +69,29 @@ def test_what_matches_nothing_is_named_with_what_is_there(tmp_path):
 def test_a_name_with_brackets_may_be_a_file(tmp_path):
     touch(tmp_path, "r[1].h5")
     assert list(find_runs(str(tmp_path / "r[1].h5"))) == ["r[1]"]
+
+
+def test_files_are_followed_once_they_are_whole(tmp_path, monkeypatch):
+    (tmp_path / "r1.h5").write_bytes(b"1")
+    (tmp_path / "r2.h5").write_bytes(b"2")
+    growing = iter(range(4))
+
+    def look_again(_seconds):
+        # r2 grows until the third look.
+        match next(growing):
+            case 0 | 1:
+                with (tmp_path / "r2.h5").open("ab") as file:
+                    file.write(b"2")
+            case 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.time, "sleep", look_again)
+    given = [[Path(p).name for p in paths] for paths in files.follow_files([f"{tmp_path}/r*.h5"])]
+    assert given == [["r1.h5"], ["r1.h5", "r2.h5"]]
+
+
+def test_a_zarr_folder_that_still_gets_chunks_is_not_whole(tmp_path):
+    (tmp_path / "r1.zarr" / "c").mkdir(parents=True)
+    before = files._state(str(tmp_path / "r1.zarr"))
+    (tmp_path / "r1.zarr" / "c" / "0").write_bytes(b"1")
+    assert files._state(str(tmp_path / "r1.zarr")) != before
