@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ from torch.nn import functional
 
 from spidask.schema import CLASSES
 
+LOGARITHMIC = math.log1p(30.0)
+"""Stretch of the default representation, in which 30 photons are 1."""
+FLOOR = 0.1
+"""Floor of the local mean, in units of the pattern's mean."""
 LOCAL = 15
 """Edge of the window whose mean is taken off before the autocorrelation, in pixels."""
 
@@ -115,6 +120,8 @@ class Compact(nn.Module):
         Units between the features and the classes.
     dropout : float
         Share of features dropped in training.
+    stretch : float
+        The values seen are log(1 + photons) / stretch; 0: photons times a factor.
 
     Notes
     -----
@@ -131,6 +138,7 @@ class Compact(nn.Module):
         kernel: int = 7,
         hidden: int = 64,
         dropout: float = 0.2,
+        stretch: float = LOGARITHMIC,
     ) -> None:
         super().__init__()
         self._settings = {
@@ -139,13 +147,15 @@ class Compact(nn.Module):
             "kernel": kernel,
             "hidden": hidden,
             "dropout": dropout,
+            "stretch": stretch,
         }
+        self.stretch = stretch
         self.stem = PartialConv(widths[0], kernel, 2)
         self.stem_norm = nn.BatchNorm2d(widths[0])
         self.stages = nn.Sequential(*(Residual(a, b) for a, b in itertools.pairwise(widths)))
         first = autocorrelation_widths[0]
         self.autocorrelation_stem = nn.Sequential(
-            nn.BatchNorm2d(1), *_convolution(1, first, 1, 5), nn.ReLU()
+            nn.BatchNorm2d(2), *_convolution(2, first, 1, 5), nn.ReLU()
         )
         self.autocorrelation_stages = nn.Sequential(
             *(Residual(a, b) for a, b in itertools.pairwise(autocorrelation_widths))
@@ -185,13 +195,15 @@ class Compact(nn.Module):
         """
         pattern = functional.relu(self.stem_norm(self.stem(values, present)))
         pattern = self.stages(pattern)
-        distances = self.autocorrelation_stem(autocorrelation(values, present))
+        distances = self.autocorrelation_stem(autocorrelation(values, present, self.stretch))
         distances = self.autocorrelation_stages(distances)
         features = [*_pool(pattern), *_pool(distances)]
         return torch.as_tensor(self.head(torch.cat(features, 1)))
 
 
-def autocorrelation(values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+def autocorrelation(
+    values: torch.Tensor, present: torch.Tensor, stretch: float = LOGARITHMIC
+) -> torch.Tensor:
     """Logarithm of the power of the pattern's Fourier transform, without its slow part.
 
     Parameters
@@ -200,22 +212,32 @@ def autocorrelation(values: torch.Tensor, present: torch.Tensor) -> torch.Tensor
         Shape (frame, 1, y, x), 0 where a pixel is missing.
     present
         1 where a pixel is there, else 0; same shape.
+    stretch
+        The values are log(1 + photons) / stretch; 0: photons times a factor.
 
     Returns
     -------
     torch.Tensor
-        Shape (frame, 1, y // 2, (x // 2 + 1) // 2); distance 0 in the middle of the first column,
-        pooled two by two. White noise of any strength has the mean log(2) or less.
+        Shape (frame, 2, y // 2, (x // 2 + 1) // 2); distance 0 in the middle of the first column,
+        pooled two by two. White noise of any strength has the mean log(2) or less. First of the
+        values, then of the photons.
 
     Notes
     -----
     The Fourier transform of an intensity is the autocorrelation of the scattering density
-    (Wiener-Khinchin). The mean of a window of 15 pixels is taken off first, for the steep fall
-    of a pattern would drown everything else.
+    (Wiener-Khinchin). The mean m of a window of 15 pixels is taken off first, for the steep fall
+    of a pattern would drown everything else. Photons n are then divided by the noise that m
+    leaves, (n - m) / sqrt(m): the Pearson residual, in which faint fringes stand out best.
     """
-    rough = (values - _local_sum(values) / _local_sum(present).clamp(min=1.0)) * present
+    photons = torch.expm1(values * stretch) if stretch else values
+    n_present = _local_sum(present).clamp(min=1.0)
+    slow, mean = _local_sum(values) / n_present, _local_sum(photons) / n_present
+    # A floor, lest a lone photon in the dark outweigh the pattern.
+    noise = (mean + FLOOR * photons.mean((2, 3), keepdim=True) + 1e-12).sqrt()
+    rough = torch.cat([values - slow, (photons - mean) / noise], 1) * present
     rough = rough / (rough.square().mean((2, 3), keepdim=True) + 1e-12).sqrt()
-    power = torch.fft.rfft2(rough, norm="ortho").abs().square()
+    amplitude = torch.fft.rfft2(rough.contiguous(), norm="ortho")
+    power = amplitude.real.square() + amplitude.imag.square()
     return torch.log1p(functional.avg_pool2d(torch.fft.fftshift(power, dim=2), 2))
 
 
@@ -225,9 +247,16 @@ def _convolution(n_in: int, n_out: int, stride: int, kernel: int = 3) -> list[nn
 
 
 def _local_sum(x: torch.Tensor) -> torch.Tensor:
-    margin = LOCAL // 2
-    columns = functional.avg_pool2d(x, (LOCAL, 1), 1, (margin, 0), divisor_override=1)
-    return functional.avg_pool2d(columns, (1, LOCAL), 1, (0, margin), divisor_override=1)
+    # Differences of running sums: three times as fast as pooling.
+    return _window_sum(_window_sum(x, 2), 3)
+
+
+def _window_sum(x: torch.Tensor, dim: int) -> torch.Tensor:
+    n, margin = x.shape[dim], LOCAL // 2
+    place = torch.arange(n, device=x.device)
+    running = torch.cat([torch.zeros_like(x.narrow(dim, 0, 1)), x.cumsum(dim)], dim)
+    stop = running.index_select(dim, (place + margin + 1).clamp(max=n))
+    return stop - running.index_select(dim, (place - margin).clamp(min=0))
 
 
 def _pool(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,11 +18,14 @@ from spidask.simulation.scattering import amplitude_map, intensity, momentum
 from spidask.simulation.scene import Scene, draw_scene
 
 Floats = NDArray[np.float64]
+FloatMap = NDArray[np.float32]
 
 SIGNAL_RADIUS_PX = 120
 """Photons this close to the beam, and outside the panel's hole, are a shot's signal."""
 FAINTEST = 0.03
 """A companion at least this bright, relative to the first particle, makes a multiple hit."""
+VISIBLE_SIGMA = 5.0
+"""And so does only a companion that an ideal observer could tell, by this many sigma."""
 BEAM_WIDTH_NM = 1500.0
 """Standard deviation of the particles' places along the beam."""
 SAMPLED = 6
@@ -100,17 +104,93 @@ def draw_shot(
         }
     )
     peak = pulse * peak_fluence(beam, geometry.photon_energy_ev)
-    scene, places = _draw_hit(label, sample, beam, geometry, peak, rng, model)
-    photons = np.zeros((len(rows), len(columns)), np.float32)
-    if scene.groups:
-        maps = [amplitude_map(p, here, rows, columns) for group in scene.groups for p in group]
-        positions = np.concatenate([p + o for p, o in zip(places, scene.offsets, strict=True)])
-        photons = intensity(maps, positions, peak * _profile(positions, beam), here, rows, columns)
     counted = _counted(geometry, rows, columns)
+    for scene, places in _draw_hits(label, sample, beam, geometry, peak, rng, model):
+        maps = [[amplitude_map(p, here, rows, columns) for p in group] for group in scene.groups]
+        groups = [
+            _Group(amplitudes, place + offsets, peak * _profile(place + offsets, beam))
+            for amplitudes, place, offsets in zip(maps, places, scene.offsets, strict=True)
+        ]
+        photons = _scatter(groups, here, rows, columns)
+        # Neither a person nor an analysis could tell such a pair from a single hit: draw again.
+        if len(groups) < 2 or not _looks_single(
+            photons, groups, here, beam, counted, rows, columns
+        ):
+            break
     return Shot(photons, scene, float(photons[counted].sum()), pulse)
 
 
-def _draw_hit(
+def tell_apart(pattern: FloatMap, other: FloatMap, stray: float) -> float:
+    """Sigma by which an ideal observer tells a pattern from another one of free brightness.
+
+    Parameters
+    ----------
+    pattern : numpy.ndarray
+        Photons expected, float32, any shape.
+    other : numpy.ndarray
+        Photons expected from the other, same shape and dtype; scaled to as many in all.
+    stray : float
+        Photons of stray light in each pixel, in both.
+
+    Returns
+    -------
+    float
+        Square root of the deviance expected between two Poisson patterns, twice their
+        Kullback-Leibler divergence (Wilks 1938 for one parameter).
+
+    Examples
+    --------
+    >>> fringes, flat = np.float32([[150, 50]]), np.float32([[1, 1]])
+    >>> round(tell_apart(fringes, flat, 0.0), 2)  # 150 ln 1.5 + 50 ln 0.5 is 26.16
+    7.23
+    """
+    found = pattern.astype(float) + stray
+    expected = other * (float(pattern.sum()) / max(float(other.sum()), 1e-30)) + max(stray, 1e-6)
+    return float(np.sqrt(2 * max(np.sum(found * np.log(found / expected)), 0.0)))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Particles that touch: their amplitude maps, places (particle, 3) in nm and fluences."""
+
+    amplitudes: list[NDArray[np.complex64]]
+    positions: Floats
+    fluences: Floats
+
+
+def _scatter(groups: list[_Group], here: Geometry, rows: range, columns: range) -> FloatMap:
+    if not groups:
+        return np.zeros((len(rows), len(columns)), np.float32)
+    amplitudes = [one for group in groups for one in group.amplitudes]
+    positions = np.concatenate([group.positions for group in groups])
+    fluences = np.concatenate([group.fluences for group in groups])
+    return intensity(amplitudes, positions, fluences, here, rows, columns)
+
+
+def _looks_single(
+    photons: FloatMap,
+    groups: list[_Group],
+    here: Geometry,
+    beam: Beam,
+    counted: NDArray[np.bool_],
+    rows: range,
+    columns: range,
+) -> bool:
+    """Whether one of the groups alone would make the same pattern, as far as photons can tell."""
+    if not counted.any():
+        return False
+    ys, xs = (slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(counted))
+    stray = beam.stray_photons / int(counted.sum())
+    counted, seen = counted[ys, xs], photons[ys, xs]
+    for group in groups:
+        cut = _Group([a[ys, xs] for a in group.amplitudes], group.positions, group.fluences)
+        alone = _scatter([cut], here, rows[ys], columns[xs])
+        if tell_apart(seen[counted], alone[counted], stray) < VISIBLE_SIGMA:
+            return True
+    return False
+
+
+def _draw_hits(
     label: str,
     sample: Sample,
     beam: Beam,
@@ -118,8 +198,8 @@ def _draw_hit(
     peak: float,
     rng: np.random.Generator,
     model: Particle | None,
-) -> tuple[Scene, list[Floats]]:
-    """Draw particles and places until they make a hit, all of the kind drawn first."""
+) -> Iterator[tuple[Scene, list[Floats]]]:
+    """Draw particles and places that make hits, all of the kind drawn first."""
     q = _sampled_momentum(geometry)
     first = scene = draw_scene(label, sample, geometry.photon_energy_ev, rng, model)
     brightest = 0.0
@@ -129,7 +209,7 @@ def _draw_hit(
             reaches = [_reach(*group) for group in zip(scene.groups, scene.offsets, strict=True)]
             places = _place(signals, reaches, beam, rng)
             if places is not None:
-                return scene, places
+                yield scene, places
             brightest = max(brightest, *signals)
         scene = draw_scene(label, sample, geometry.photon_energy_ev, rng, model)
     raise ConfigError(
