@@ -146,7 +146,7 @@ class Training(Section):
     """Starting weights: ``shipped`` with the package, ``random``, or a member's path."""
     iterations: Count = 300
     batch_size: Annotated[int, Field(ge=2)] = 64
-    learning_rate: Positive = 5e-4
+    learning_rate: Positive = 2e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
     checkpoint_every: Count = 25
     """Iterations between checkpoints, each with its validation F1."""

@@ -23,7 +23,7 @@ from spidask.errors import DataError, TrainingError
 from spidask.networks.augmentation import augment
 from spidask.networks.compact import Compact
 from spidask.networks.member import SHIPPED, load_member, load_tensors, logits, save_tensors
-from spidask.networks.representation import represent
+from spidask.networks.representation import represent, stretch_of
 from spidask.schema import CLASSES
 
 FloatArray = npt.NDArray[np.float32]
@@ -283,7 +283,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def _initial(settings: Training) -> Compact:
     if settings.initial == "random":
-        return Compact().train()
+        return Compact(stretch=stretch_of(settings.representation)).train()
     member = load_member(SHIPPED if settings.initial == "shipped" else settings.initial)
     if member.representation != settings.representation:
         raise TrainingError(

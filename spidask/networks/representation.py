@@ -42,3 +42,24 @@ def represent(
     else:
         values = torch.log1p(photons) / math.log1p(settings.maximum)
     return values.unsqueeze(1), present.to(values.dtype).unsqueeze(1)
+
+
+def stretch_of(settings: Representation) -> float:
+    """Say how a network finds the photons again in the values that it sees.
+
+    Parameters
+    ----------
+    settings
+        Scale and the number of photons that maps to 1.
+
+    Returns
+    -------
+    float
+        The values are log(1 + photons) over this; 0: they are photons times a factor.
+
+    Examples
+    --------
+    >>> round(stretch_of(Representation(scale="logarithmic", maximum=30)), 3)
+    3.434
+    """
+    return 0.0 if settings.scale == "linear" else math.log1p(settings.maximum)

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spidask.config import Representation
 from spidask.networks.compact import Compact, PartialConv, autocorrelation
-from spidask.networks.representation import represent
+from spidask.networks.representation import represent, stretch_of
 
 NAN = float("nan")
 
@@ -68,7 +68,7 @@ def test_fringes_become_a_spot_at_their_frequency():
     x = torch.arange(width)
     fringes = (1 + torch.cos(2 * torch.pi * x / period)).expand(1, 1, height, width)
     power = autocorrelation(fringes.contiguous(), torch.ones(1, 1, height, width))
-    row, column = divmod(int(power.argmax()), power.shape[-1])
+    row, column = divmod(int(power[0, 0].argmax()), power.shape[-1])
     # 96 pixels hold 12 periods: column 12 of the transform, 6 after pooling by two; no change
     # along y is row height / 2, which is 16 after pooling.
     assert (row, column) == (16, 6)
@@ -79,3 +79,31 @@ def test_any_region_size_gives_four_classes():
     for height, width in ((33, 70), (128, 128)):
         shape = (2, 1, height, width)
         assert network(torch.rand(shape), torch.ones(shape)).shape == (2, 4)
+
+
+def test_faint_fringes_stand_out_of_the_noise():
+    # Brighter by 15 % in every fifth column, in a pattern that falls from 40 photons to 0.1.
+    random = np.random.default_rng(3)
+    y, x = np.mgrid[:120, :240]
+    fall = 0.1 + 40 / (1 + (np.hypot(y + 3, x - 119.5) / 12) ** 3)
+    photons = random.poisson(fall * (1 + 0.15 * np.cos(2 * np.pi * x / 5)), (8, 120, 240))
+    seen = represent(torch.from_numpy(photons.astype(np.float32)), Representation())
+    power = autocorrelation(*seen).numpy()
+    # 240 pixels hold 48 periods: column 24 after pooling, in the middle row.
+    # White noise has the mean log(2) or less there.
+    assert (power[:, :, 30, 24] > 3 * np.log(2)).all()
+    assert (power[:, :, :, 15:].mean((2, 3)) < 1.1 * np.log(2)).all()
+
+
+def test_the_photons_are_those_of_the_representation():
+    photons = torch.tensor(np.random.default_rng(1).poisson(5.0, (2, 48, 64)), dtype=torch.float32)
+    powers = []
+    for settings in (
+        Representation(maximum=30),
+        Representation(maximum=300),
+        Representation(scale="linear", maximum=300),
+    ):
+        stretch = stretch_of(settings)
+        powers.append(autocorrelation(*represent(photons, settings), stretch)[:, 1])
+    for other in powers[1:]:
+        assert torch.allclose(powers[0], other, atol=1e-3)

@@ -7,7 +7,16 @@ import pytest
 
 from spidask.config import Beam, Geometry, Sample
 from spidask.errors import ConfigError
-from spidask.simulation.shot import FAINTEST, Shot, _place, _profile, draw_shot, peak_fluence
+from spidask.simulation import shot
+from spidask.simulation.shot import (
+    FAINTEST,
+    Shot,
+    _place,
+    _profile,
+    draw_shot,
+    peak_fluence,
+    tell_apart,
+)
 
 NEAR = range(123), range(391, 631)
 
@@ -29,6 +38,33 @@ def test_hits_have_the_photons_of_a_hit() -> None:
     signals = np.array([shot.signal for shot in draw("single", 60)])
     assert signals.min() > 0.85 * 2500
     assert 4000 < np.median(signals) < 20_000
+
+
+def test_a_pattern_is_told_from_another_by_its_photons_alone() -> None:
+    flat = np.full((10, 10), 20, np.float32)
+    fringes = flat * np.tile([1.1, 0.9], 5).astype(np.float32)
+    # Brightness is free, so that a brighter one is the same; and 2000 photons with a contrast c
+    # differ by 2000 c^2 = 20 in the deviance, to lowest order.
+    assert tell_apart(flat, 3 * flat, 0.0) == pytest.approx(0, abs=1e-3)
+    assert tell_apart(fringes, flat, 0.0) == pytest.approx(np.sqrt(20), rel=0.01)
+    # Stray light halves the contrast and doubles the photons.
+    assert tell_apart(fringes, flat, 20.0) == pytest.approx(np.sqrt(10), rel=0.01)
+
+
+def test_no_multiple_hit_looks_like_a_single_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    judge = shot._looks_single
+
+    def watch(*args: object) -> bool:
+        looks.append(judge(*args))
+        return looks[-1]
+
+    monkeypatch.setattr(shot, "_looks_single", watch)
+    drawn = draw("multiple", 60)
+    apart = [one for one in drawn if one.scene.kind == "multi"]
+    # Every pair was looked at until it could be told apart; a few were drawn again.
+    assert looks.count(False) == len(apart)
+    assert 0 < looks.count(True) < len(apart) / 2
 
 
 def test_background_has_no_signal() -> None:
