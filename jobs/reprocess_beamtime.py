@@ -23,16 +23,30 @@ import pandas as pd
 from spidask import pipeline
 from spidask.config import Config, load_config
 from spidask.errors import ConfigError, SpidaskError
+from spidask.io.files import natural_key
 from spidask.metrics import compare
 
 
 def find_ensemble(place: str) -> list[str]:
     """List the members of a folder, or of one file."""
     path = Path(place)
-    found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    found = [path]
+    if path.is_dir():
+        found = sorted(path.glob("*.safetensors"), key=lambda one: natural_key(one.name))
     if not found or not all(one.is_file() for one in found):
         raise ConfigError(f"--ensemble {place}: no members there; give a folder or a file of them")
     return [str(one) for one in found]
+
+
+def parse_ensembles(given: list[str]) -> dict[str, str]:
+    """Names to places; names become folders."""
+    pairs = [text.partition("=") for text in given]
+    for text, (name, _, place) in zip(given, pairs, strict=True):
+        if not name or not place or Path(name).name != name:
+            raise ConfigError(f"--ensemble {text}: expected NAME=PLACE, NAME being a folder's name")
+    if len(pairs) < 2 or len({name for name, _, _ in pairs}) < len(pairs):
+        raise ConfigError("--ensemble: give two or more, each with a name of its own")
+    return {name: place for name, _, place in pairs}
 
 
 def config_of(base: str, name: str, place: str, output: Path, overrides: list[str]) -> Config:
@@ -73,7 +87,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # workers' jobs are cancelled
     overrides = [*options.set, *([f"runs.files={options.runs}"] if options.runs else [])]
     try:
-        places = dict(text.split("=", 1) for text in options.ensemble)
+        places = parse_ensembles(options.ensemble)
         configs = {
             name: config_of(options.config, name, place, options.output, overrides)
             for name, place in places.items()

@@ -94,6 +94,7 @@ def run(
             make_beamtime(config)
         if not follow:
             return _do_stages(config, STAGES.index(until), progress, client)
+        manifest: dict[str, Any] = {"counts": {}}
         for files in follow_files(config.runs.files):
             settled = config.runs.model_copy(update={"files": files})
             now = config.model_copy(update={"runs": settled})

@@ -196,7 +196,10 @@ def _label_settings(members: Sequence[Path], config: Config) -> dict[str, Any]:
     flat |= {f"runs.{key}": getattr(config.runs, key) for key in ("dataset", "mask", "mask_good")}
     kept = ("batch_size", "frames_per_shard")
     flat |= {f"inference.{key}": getattr(config.inference, key) for key in kept}
-    flat["inference.device"] = resolve_device(config.inference.device)
+    # Elsewhere the driver cannot know what `auto` finds on the workers.
+    here = config.cluster.kind in ("local", "inline")
+    device = config.inference.device
+    flat["inference.device"] = resolve_device(device) if here else device
     # Numbered, because the order is that of the scores' columns.
     return flat | {f"members.{i}": digest(path) for i, path in enumerate(members)}
 

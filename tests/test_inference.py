@@ -1,6 +1,8 @@
 """Inference: the same answer whatever the blocks, shards and workers."""
 
+import dataclasses
 import threading
+import urllib.request
 
 import dask.array as da
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import xarray as xr
 
 from spidask import preprocessing
-from spidask.cluster import connect
+from spidask.cluster import connect, connection_facts
 from spidask.config import Cluster
 from spidask.errors import ClusterError, DataError
 from spidask.inference import classify, classify_runs, enclose_windows
@@ -17,8 +19,11 @@ from spidask.io.labels import read_labels
 from spidask.io.progress import read_progress
 from spidask.io.runs import open_runs, sign_files
 from spidask.io.store import gather_labels, missing_shards
+from spidask.monitor import watch
 from spidask.networks.device import resolve_device
+from spidask.networks.member import load_member, save_member
 from spidask.preprocessing import preprocess
+from tests.conftest import Beamtime
 
 
 def label(beamtime, output, client=None, **inference):
@@ -124,9 +129,21 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch):
 
 
 def test_what_a_shard_took_and_showed_is_told(beamtime, tmp_path):
-    with connect(Cluster(cpu_workers=1, gpus=0), tmp_path) as client:
-        label(beamtime, tmp_path, client)
+    for path in beamtime.members:  # that accept some
+        member = dataclasses.replace(load_member(path), threshold=0.1)
+        save_member(member, tmp_path / path.name)
+    easy = Beamtime(beamtime.folder, [tmp_path / path.name for path in beamtime.members])
+    with connect(Cluster(cpu_workers=1, gpus=0), tmp_path) as client, watch(client):
+        label(easy, tmp_path, client)
         events = [event for _, event in client.get_events("spidask")]
+        facts = connection_facts(client, Cluster())
+        page = urllib.request.urlopen(facts["dashboard"], timeout=30)
+        assert page.status == 200
+    pictures = [event for event in events if event["kind"] == "picture"]
+    assert pictures
+    for event in pictures:
+        assert event["score"] >= 0
+        assert tuple(event["pattern"]["shape"]) == (36, 40)
     shards = [event for event in events if event["kind"] == "shard"]
     (stage,) = (event for event in events if event["kind"] == "stage")
     assert (stage["n_shards"], stage["n_frames"]) == (7, 600)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from distributed import Client
 from distributed.security import Security
+from distributed.utils import get_ip
 
 from spidask import config
 from spidask.cluster.devices import CPU, GPU, pin_environment
@@ -56,6 +56,7 @@ def join_allocation(settings: config.Cluster, output: str | Path) -> Iterator[Cl
         ) from None
     folder = (Path(output) / "tls").absolute()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
     # A restarted job must not read the address or the key of the time before.
     step = "-".join(
         os.environ.get(name, "0")
@@ -73,7 +74,7 @@ def join_allocation(settings: config.Cluster, output: str | Path) -> Iterator[Cl
             scheduler_options={
                 "protocol": "tls://",
                 "security": security,
-                "host": socket.gethostbyname(socket.gethostname()),
+                "host": get_ip(),
                 "dashboard_address": f"127.0.0.1:{settings.dashboard_port}",
             },
             worker_class="distributed.Nanny",

@@ -17,6 +17,7 @@ from distributed import Client, Nanny, Scheduler
 from distributed.deploy.spec import SpecCluster
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
+from distributed.utils import get_ip
 
 from spidask import config
 from spidask.cluster.allocation import join_allocation
@@ -175,7 +176,7 @@ def _start_queue(settings: config.Cluster, output: str | Path) -> Iterator[Any]:
     if settings.job.interface:
         options["interface"] = settings.job.interface
     else:
-        options["host"] = socket.gethostbyname(socket.gethostname())
+        options["host"] = get_ip()
     with queue_class(settings.kind)(
         security=security,
         shared_temp_directory=str(folder),
@@ -208,6 +209,11 @@ def _scheduler_options(
 
 
 def _join(place: str) -> Client:
+    if "://" not in place and not Path(place).is_file():
+        raise ClusterError(
+            f"cluster.scheduler: {place} is neither an address, such as tls://node:8786, nor a "
+            "scheduler file that is there"
+        )
     try:
         if "://" in place:
             return Client(place, security=Security(), timeout=JOIN_TIMEOUT_S)

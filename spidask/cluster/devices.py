@@ -87,4 +87,5 @@ async def dask_setup(nanny: Nanny) -> None:
     several = int(os.environ.get(WORKERS_OF_NODE, "1")) > 1
     index = int(str(nanny.name).rpartition("-")[2]) if several else 0
     nanny.env.update(pin_environment(index, devices[:n_gpus]))
-    nanny.resources = {GPU: 1} if index < n_gpus else {CPU: 1}
+    # Fewer GPUs than were asked for: the others are no GPU workers.
+    nanny.resources = {GPU: 1} if index < min(n_gpus, len(devices)) else {CPU: 1}

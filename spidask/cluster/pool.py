@@ -88,16 +88,18 @@ class Pool:
 
     def _keep_jobs(self, n_left: int) -> None:
         ids = {str(job.job_id): name for name, job in self._cluster.workers.items() if job.job_id}
-        lost: list[Any] = []
+        # Those without a number were refused by the queue.
+        lost = [name for name, job in self._cluster.workers.items() if not job.job_id]
         if self._settings.kind == "slurm":
             self.jobs = list_jobs(list(ids))
-            lost = self._find_lost(ids)
+            lost += self._find_lost(ids)
         self._client.sync(self._replace, lost, min(self._settings.jobs, max(n_left, 1)))
 
     async def _replace(self, lost: list[Any], wanted: int) -> None:
         cluster = self._cluster
         for name in lost:
-            log.warning("job %s is lost", cluster.workers[name].job_id)
+            job_id = cluster.workers[name].job_id
+            log.warning("job %s is lost" if job_id else "%s was not accepted", job_id or "a job")
             cluster.worker_spec.pop(name, None)
             await cluster.workers.pop(name).close()
         if len(cluster.workers) < wanted:

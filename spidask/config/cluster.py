@@ -45,17 +45,22 @@ class Job(Section):
     disk: str = "1GB"
     """HTCondor only."""
 
-    @field_validator("walltime")
+    @field_validator("walltime", mode="before")
     @classmethod
-    def _is_a_time(cls, text: str) -> str:
-        if not WALLTIME.fullmatch(text):
+    def _is_a_time(cls, text: object) -> object:
+        # YAML reads 12:00:00 without quotes as a number.
+        if (
+            not isinstance(text, str)
+            or not WALLTIME.fullmatch(text)
+            or not re.search("[1-9]", text)
+        ):
             raise ValueError(f"{text} is no time; give hours:minutes:seconds, and quote it")
         return text
 
     @field_validator("memory", "disk")
     @classmethod
     def _is_a_size(cls, text: str) -> str:
-        if not SIZE.fullmatch(text):
+        if not SIZE.fullmatch(text) or not re.search("[1-9]", text):
             raise ValueError(f"{text} is no size; give a number with a unit, as 64GB")
         return text
 
@@ -105,6 +110,9 @@ class Cluster(Section):
             raise ValueError(
                 "scheduler: an address or a file goes with kind: scheduler, and with no other kind"
             )
+        none = self.n_workers == 0 if self.kind in QUEUES else self.gpus == self.cpu_workers == 0
+        if none:
+            raise ValueError("cpu_workers: 0, and no gpus; give at least one worker")
         if self.kind in QUEUES and self.n_workers > self.job.cores:
             raise ValueError(
                 f"job.cores: {self.job.cores} cores for {self.n_workers} workers; give each one"

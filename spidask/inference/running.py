@@ -73,7 +73,9 @@ def classify_runs(
     """
     if client is None:
         resolve_device(config.inference.device)
-    tasks = list(_missing(frames, members, config, Path(labels), files))
+    # Workers may run in another folder.
+    members = [Path(path).absolute() for path in members]
+    tasks = list(_missing(frames, members, config, Path(labels).absolute(), files))
     log.info("%d shards to do", len(tasks))
     done: list[Shard] = []
     failed: list[tuple[str, int, Exception]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from spidask.monitor import gpu_facts, shrink_pattern, tell
 from spidask.networks.device import resolve_device
 from spidask.preprocessing import measure_sizes, preprocess
 from spidask.stopwatch import measure, take_seconds
+
+log = logging.getLogger(__name__)
 
 LABELS = (
     "index",
@@ -98,9 +101,12 @@ def label_shard(
     seconds = time.perf_counter() - start
     shard = Shard(name, number, len(computed["hit"]), int(computed["hit"].sum()), seconds)
     if _threads_of_worker():
-        best = _tell_shard(shard, computed, members, config)
-        if best is not None:
-            _tell_picture(run, frames.start + best, shard, config)
+        try:
+            best = _tell_shard(shard, computed, members, config)
+            if best is not None:
+                _tell_picture(run, frames.start + best[0], best[1], shard, config)
+        except Exception:  # the labels are stored; a picture must not cost them
+            log.exception("shard %d of %s is done but not told", number, name)
     return shard
 
 
@@ -158,8 +164,8 @@ def label_lazily(frames: xr.Dataset, members: Sequence[str | Path], config: Conf
 
 def _tell_shard(
     shard: Shard, computed: xr.Dataset, members: Sequence[str | Path], config: Config
-) -> int | None:
-    """Tell the dashboard what was done; gives the frame that all members accept most clearly."""
+) -> tuple[int, float] | None:
+    """Tell what was done; gives the frame that all members accept most clearly, and its score."""
     device = resolve_device(config.inference.device)
     thresholds = [load_current(str(path), device).threshold for path in members]
     margin = (computed["scores"].values - np.array(thresholds, np.float32)).min(1)
@@ -176,13 +182,17 @@ def _tell_shard(
     )
     if gpu := gpu_facts():
         tell("gpu", **gpu)
-    return int(accepted[np.argmax(margin[accepted])]) if len(accepted) else None
+    if not len(accepted):
+        return None
+    best = int(accepted[np.argmax(margin[accepted])])
+    return best, round(float(margin[best]), 4)
 
 
-def _tell_picture(run: xr.Dataset, row: int, shard: Shard, config: Config) -> None:
+def _tell_picture(run: xr.Dataset, row: int, score: float, shard: Shard, config: Config) -> None:
     with dask.config.set(scheduler="synchronous"):
         (pattern,) = preprocess(take_frames(run, [row]), config)["patterns"].values
-    tell("picture", run=shard.run, index=int(run["index"][row]), pattern=shrink_pattern(pattern))
+    index, picture = int(run["index"][row]), shrink_pattern(pattern)
+    tell("picture", run=shard.run, index=index, score=score, pattern=picture)
 
 
 def _n_threads() -> int:

@@ -73,8 +73,9 @@ def follow_files(files: Sequence[str], every_s: float = FOLLOW_EVERY_S) -> Itera
     log.info("waiting for runs; Ctrl-C ends this")
     with suppress(KeyboardInterrupt):
         while True:
-            found = {path for text in files for path in glob.glob(text, recursive=True)}
-            before, states = states, {path: _state(path) for path in found}
+            found = {p for f in files for p in glob.glob(os.path.expanduser(f), recursive=True)}
+            # What is moved while it is looked at comes later under its new name.
+            before, states = states, {p: s for p in found if (s := _state(p))}
             new = {path for path, state in states.items() if before.get(path) == state} - settled
             if new:
                 settled |= new
@@ -82,10 +83,15 @@ def follow_files(files: Sequence[str], every_s: float = FOLLOW_EVERY_S) -> Itera
             time.sleep(every_s)
 
 
-def _state(path: str) -> tuple[int, int]:
-    # The chunks of a Zarr folder change without the folder itself.
-    inside = [path, *(str(p) for p in Path(path).rglob("*"))] if os.path.isdir(path) else [path]
-    told = [os.stat(one) for one in inside]
+def _state(path: str) -> tuple[int, int] | None:
+    if os.path.isdir(path) and not is_zarr(path):
+        return None
+    try:
+        # The chunks of a Zarr folder change without the folder itself.
+        inside = [Path(path), *Path(path).rglob("*")] if os.path.isdir(path) else [Path(path)]
+        told = [one.stat() for one in inside]
+    except FileNotFoundError:
+        return None
     return sum(one.st_size for one in told), max(one.st_mtime_ns for one in told)
 
 

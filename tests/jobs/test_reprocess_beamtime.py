@@ -52,6 +52,13 @@ def test_two_ensembles_are_compared(beamtime, base, tmp_path):
 
 
 def test_an_ensemble_that_is_not_there_is_named(base, tmp_path):
-    done = reprocess(base, tmp_path / "out", "--ensemble", f"old={tmp_path / 'gone'}")
-    assert done.returncode == 1
-    assert done.stderr.strip().endswith("no members there; give a folder or a file of them")
+    gone = f"old={tmp_path / 'gone'}"
+    for given, expected in (
+        ([gone, "new=x"], "no members there; give a folder or a file of them"),
+        ([gone, "../up=x"], "expected NAME=PLACE, NAME being a folder's name"),
+        ([gone], "give two or more, each with a name of its own"),
+    ):
+        ensembles = [part for text in given for part in ("--ensemble", text)]
+        done = reprocess(base, tmp_path / "out", *ensembles)
+        assert done.returncode == 1
+        assert done.stderr.strip().endswith(expected)
