@@ -37,6 +37,9 @@ DASK_SETTINGS = {
     # Nannies restart their workers; jobs that are gone are found by asking the queue.
     "distributed.deploy.lost-worker-timeout": "1h",
     "distributed.worker.http.routes": [],
+    # Dask's 64 kB give every freed array back to the system, and a network asks for it again.
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**30,
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**30,
 }
 
 
