@@ -91,7 +91,8 @@ def test_files_are_followed_once_they_are_whole(tmp_path, monkeypatch):
 
 
 def test_a_zarr_folder_that_still_gets_chunks_is_not_whole(tmp_path):
-    (tmp_path / "r1.zarr" / "c").mkdir(parents=True)
+    zarr.open_group(tmp_path / "r1.zarr", mode="w")
+    (tmp_path / "r1.zarr" / "c").mkdir()
     before = files._state(str(tmp_path / "r1.zarr"))
     (tmp_path / "r1.zarr" / "c" / "0").write_bytes(b"1")
     assert files._state(str(tmp_path / "r1.zarr")) != before
