@@ -22,6 +22,7 @@ from distributed.utils import get_ip
 from spidask import config
 from spidask.cluster.allocation import join_allocation
 from spidask.cluster.devices import CPU, GPU, count_local_workers, pin_environment, visible_gpus
+from spidask.cluster.memory import KEEP, GiveBack
 from spidask.cluster.queues import job_arguments, log_folder, queue_class, tls_folder
 from spidask.errors import ClusterError
 
@@ -37,9 +38,7 @@ DASK_SETTINGS = {
     # Nannies restart their workers; jobs that are gone are found by asking the queue.
     "distributed.deploy.lost-worker-timeout": "1h",
     "distributed.worker.http.routes": [],
-    # Dask's 64 kB give every freed array back to the system, and a network asks for it again.
-    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**30,
-    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**30,
+    **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in KEEP.items()},
 }
 
 
@@ -85,6 +84,7 @@ def connect(settings: config.Cluster, output: str | Path) -> Iterator[Client | N
         else:
             start = _start_local if settings.kind == "local" else _start_queue
             client = stack.enter_context(Client(stack.enter_context(start(settings, output))))
+        client.register_plugin(GiveBack())
         log.info("dashboard: %s", connection_facts(client, settings)["tunnel"])
         yield client
 

@@ -18,6 +18,7 @@ from distributed.security import Security
 
 from spidask import config
 from spidask.cluster.devices import GPUS_OF_NODE, WORKERS_OF_NODE
+from spidask.cluster.memory import KEEP
 from spidask.errors import ConfigError
 
 CLASSES = {
@@ -250,8 +251,7 @@ def _exports(settings: config.Cluster) -> list[str]:
         f"export {GPUS_OF_NODE}={settings.gpus or 0}",
         f"export {WORKERS_OF_NODE}={settings.n_workers}",
         "export DASK_DISTRIBUTED__WORKER__HTTP__ROUTES=[]",
-        # As `connect` sets it for this machine.
-        f"export MALLOC_TRIM_THRESHOLD_={2**30} MALLOC_MMAP_THRESHOLD_={2**30}",
+        *(f"export {name}={value}" for name, value in KEEP.items()),
     ]
 
 

@@ -7,8 +7,9 @@ import urllib.request
 from pathlib import Path
 
 import dask
+import numpy as np
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, get_worker
 from distributed.security import Security
 
 from spidask.cluster import connect, connecting, connection_facts
@@ -66,6 +67,30 @@ def test_who_has_no_certificate_is_refused(tmp_path):
             Client(address, security=Security.temporary(), timeout=3)
         # And the one with the certificate goes on.
         assert client.submit(lambda: 1 + 1).result() == 2
+
+
+def hold_and_free(n_arrays: int, n_bytes: int) -> int:
+    """Touch memory, free it, and tell what the process then holds, in bytes."""
+    arrays = [np.ones(n_bytes, np.uint8) for _ in range(n_arrays)]
+    # A small one above them stays, so that this is no end of a heap that shrinks by itself.
+    get_worker().kept = np.ones(100_000, np.uint8)
+    del arrays
+    return resident()
+
+
+def resident() -> int:
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in x)
+    return 1024 * int(line.split()[1])
+
+
+def test_freed_memory_is_kept_in_a_task_and_given_back_after_it(tmp_path):
+    n_bytes = 20 * 20_000_000
+    with connect(Cluster(cpu_workers=1), tmp_path) as client:
+        before = client.submit(resident, pure=False).result()
+        within = client.submit(hold_and_free, 20, n_bytes // 20).result()
+        after = client.submit(resident, pure=False).result()
+    assert within - before > 0.9 * n_bytes
+    assert after - before < 0.2 * n_bytes
 
 
 def test_each_gpu_has_a_worker_that_sees_no_other(tmp_path):
