@@ -13,7 +13,7 @@ KEEP = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**3
 asks for it again at once: a shard took twice as long."""
 
 
-class GiveBack(WorkerPlugin):  # type: ignore[misc]
+class GiveBack(WorkerPlugin):
     """Gives freed memory back to the system after every task.
 
     Dask goes by what a process holds, freed or not: a worker that kept the memory of its training
