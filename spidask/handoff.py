@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ import pandas as pd
 import scipy.sparse as sp
 import xarray as xr
 
+from spidask.cluster import Pool, wait_for_some
 from spidask.config import Config, Geometry
 from spidask.errors import ConfigError, DataError
 from spidask.frames.geometry import momentum_transfer, pixel_positions, wavelength
@@ -208,7 +210,8 @@ def _write_photons(
         "shape": json.dumps(layout.hidden.shape),
         "bin": str(layout.bin),
     }
-    blocks = _in_order(_photons_of, tasks, client)
+    n_tasks = -(-len(rows) // FRAMES_PER_TASK)
+    blocks = _in_order(_photons_of, tasks, n_tasks, config, client)
     # Written last: its fingerprint vouches for the files beside it.
     emc.write_photons(folder / "photons.h5", blocks, len(rows), layout.hidden.size, attributes)
 
@@ -232,19 +235,26 @@ def _sum_squares(patterns: npt.NDArray[Any], width: int) -> npt.NDArray[Any]:
 
 
 def _in_order(
-    work: Callable[[Any], Any], tasks: Iterator[Any], client: Client | None
+    work: Callable[[Any], Any],
+    tasks: Iterator[Any],
+    n_tasks: int,
+    config: Config,
+    client: Client | None,
 ) -> Iterator[Any]:
     """Do the tasks, on the client's workers if there is one, a bounded number at a time."""
     if client is None:
         yield from map(work, tasks)
         return
-    most = 2 * sum(client.nthreads().values())
+    pool = Pool(client, config.cluster, config.output)
     waiting: deque[Any] = deque()
-    for task in tasks:
-        waiting.append(client.submit(work, task, pure=False))
-        if len(waiting) >= most:
-            yield waiting.popleft().result()
-    while waiting:
+    for n_left in range(n_tasks, 0, -1):
+        while not (waiting and waiting[0].done()):
+            n_free = min(2 * max(pool.n_threads, 1), n_left) - len(waiting)
+            waiting.extend(
+                client.submit(work, t, pure=False) for t in islice(tasks, max(n_free, 0))
+            )
+            wait_for_some([waiting[0]])
+            pool.tend(n_left)
         yield waiting.popleft().result()
 
 

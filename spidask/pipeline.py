@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from spidask.handoff import export, photons_are_current
 from spidask.inference import Shard, classify_runs
 from spidask.io.files import follow_files, natural_key
 from spidask.io.labels import drop_unreadable, read_labels
-from spidask.io.manifest import note, read_config, read_json, write_json
+from spidask.io.manifest import note, read_config
 from spidask.io.runs import open_runs
 from spidask.io.store import gather_labels
 from spidask.io.tables import read_trained_frames, write_selection_csv
@@ -38,6 +39,7 @@ from spidask.provenance import (
     sign_labels,
     training_settings,
 )
+from spidask.records import hold, read_json, write_json
 from spidask.reporting import write_report
 from spidask.selection import count_reasons, select
 from spidask.simulation.beamtime import simulate_beamtime
@@ -86,12 +88,7 @@ def run(
     """
     if until not in STAGES:
         raise ConfigError(f"--until {until}: no such stage; stages are {', '.join(STAGES)}")
-    # In an allocation only one process comes back from `connect`, and that one simulates.
-    if config.simulation and config.cluster.kind != "allocation":
-        make_beamtime(config)
-    with connect(config.cluster, config.output) as client, watch(client):
-        if config.simulation:
-            make_beamtime(config)
+    with _start(config) as client:
         if not follow:
             return _do_stages(config, STAGES.index(until), progress, client)
         manifest: dict[str, Any] = {"counts": {}}
@@ -100,6 +97,26 @@ def run(
             now = config.model_copy(update={"runs": settled})
             manifest = _do_stages(now, STAGES.index(until), progress, client)
     return manifest
+
+
+@contextmanager
+def _start(config: Config) -> Iterator[Client | None]:
+    # In an allocation only one process comes back from `connect`, and that one has the folder.
+    in_allocation = config.cluster.kind == "allocation"
+    with ExitStack() as stack:
+        if not in_allocation:
+            _take_folder(config, stack)
+        client = stack.enter_context(connect(config.cluster, config.output))
+        if in_allocation:
+            _take_folder(config, stack)
+        stack.enter_context(watch(client))
+        yield client
+
+
+def _take_folder(config: Config, stack: ExitStack) -> None:
+    stack.enter_context(hold(config.output))
+    if config.simulation:
+        make_beamtime(config)
 
 
 def _do_stages(
@@ -157,13 +174,14 @@ def select_again(output: str | Path, overrides: Sequence[str] = ()) -> dict[str,
     """
     config = read_config(output, overrides)
     refuse_other_labels(read_config(output), config)
-    selection, facts = choose(config)
-    current = photons_are_current(selection, config, output)
-    frames = None if current else open_beamtime(config)
-    facts["export"] = export(selection, frames, config, output)
-    # It tells of the selection before; `spidask report` writes one of this.
-    (Path(output) / "report.html").unlink(missing_ok=True)
-    return note(config, facts)
+    with hold(output):
+        selection, facts = choose(config)
+        current = photons_are_current(selection, config, output)
+        frames = None if current else open_beamtime(config)
+        facts["export"] = export(selection, frames, config, output)
+        # It tells of the selection before; `spidask report` writes one of this.
+        (Path(output) / "report.html").unlink(missing_ok=True)
+        return note(config, facts)
 
 
 def report_again(output: str | Path) -> Path:
@@ -185,9 +203,10 @@ def report_again(output: str | Path) -> Path:
         If labels are missing.
     """
     config = read_config(output)
-    selection, facts = choose(config)
-    note(config, facts)
-    path: Path = write_report(selection, open_beamtime(config), config, Path(output))
+    with hold(output):
+        selection, facts = choose(config)
+        note(config, facts)
+        path: Path = write_report(selection, open_beamtime(config), config, Path(output))
     return path
 
 

@@ -12,11 +12,11 @@ from spidask.config import Config
 from spidask.errors import ConfigError, StoreError
 from spidask.io.fingerprint import check_fingerprint, read_fingerprint, write_fingerprint
 from spidask.io.labels import read_labels
-from spidask.io.manifest import read_json, write_json
 from spidask.io.maps import sign_map
 from spidask.io.runs import sign_files
-from spidask.networks.device import resolve_device
+from spidask.networks.device import choose_device, resolve_device
 from spidask.networks.member import SHIPPED, digest
+from spidask.records import read_json, write_json
 
 
 def awaits_simulation(config: Config) -> bool:
@@ -196,10 +196,9 @@ def _label_settings(members: Sequence[Path], config: Config) -> dict[str, Any]:
     flat |= {f"runs.{key}": getattr(config.runs, key) for key in ("dataset", "mask", "mask_good")}
     kept = ("batch_size", "frames_per_shard")
     flat |= {f"inference.{key}": getattr(config.inference, key) for key in kept}
-    # Elsewhere the driver cannot know what `auto` finds on the workers.
-    here = config.cluster.kind in ("local", "inline")
-    device = config.inference.device
-    flat["inference.device"] = resolve_device(device) if here else device
+    device = choose_device(config)
+    # The devices of other machines are not here.
+    flat["inference.device"] = resolve_device(config) if device == "auto" else device
     # Numbered, because the order is that of the scores' columns.
     return flat | {f"members.{i}": digest(path) for i, path in enumerate(members)}
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import zarr
 
-from spidask.cluster import JobState, list_jobs, say_jobs
+from spidask.cluster import JobState, list_jobs, read_cluster, say_jobs
 from spidask.io import store
 from spidask.io.manifest import read_manifest
 from spidask.io.progress import read_progress
+from spidask.records import find_holder
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,27 @@ class Status:
         What the stage classify has done.
     counts : dict
         What finished stages counted, from ``manifest.json``.
+    training : dict or None
+        While networks are trained, the name of each to its last iteration and its best
+        validation F1 (NaN before the first checkpoint).
     progress : dict
         What `spidask.io.progress` keeps of the last classification; empty before the first.
+    driver : str or None
+        The process that works on the folder.
+    cluster : dict
+        What a driver wrote of its workers, as `spidask.cluster.read_cluster` gives it.
     jobs : list of JobState or None
-        What Slurm says of its jobs; None if it was asked and gave no answer.
+        What Slurm says of their jobs; None if it was asked and gave no answer.
     """
 
     output: str
     members: int
     runs: list[RunStatus]
     counts: dict[str, dict[str, object]]
+    training: dict[str, tuple[int, float]] | None
     progress: dict[str, Any]
+    driver: str | None
+    cluster: dict[str, Any]
     jobs: list[JobState] | None
 
     def lines(self) -> list[str]:
@@ -85,8 +97,27 @@ class Status:
         ]
         told = {stage: _say_counts(counts) for stage, counts in self.counts.items()}
         stages = [f"{stage}: {text}" for stage, text in told.items() if text]
-        head = f"{self.members} members"
-        return [head, *(table or ["no labels yet"]), *self._say_progress(), *stages]
+        head = [f"{self.members} members", f"driver: {self.driver or 'none at work'}"]
+        if self.training == {}:
+            head.append("training: begun")
+        head += [
+            f"training: {name} at iteration {iteration}, best validation F1 {f1:.3g}"
+            for name, (iteration, f1) in (self.training or {}).items()
+        ]
+        return [
+            *head,
+            *self._say_workers(),
+            *(table or ["no labels yet"]),
+            *self._say_progress(),
+            *stages,
+        ]
+
+    def _say_workers(self) -> list[str]:
+        told = self.cluster
+        lines = [f"jobs: {say_jobs(self.jobs)}"] if told.get("jobs") else []
+        if told and self.driver:
+            lines.append(f"{told.get('workers', 0)} workers; dashboard: {told['tunnel']}")
+        return lines
 
     def _say_progress(self) -> list[str]:
         if not self.progress:
@@ -99,12 +130,11 @@ class Status:
             f"{told['frames_per_second']:g} frames/s, {share:.2%} hits, {told['failed']} shards "
             f"failed; {state} {_say_age(now - told['updated'])} ago",
         ]
-        lines += [f"failed: shard {n} of {run}: {cause}" for run, n, cause in told["failures"]]
-        if told["jobs"]:
-            lines.append(f"jobs: {say_jobs(self.jobs)}")
-        if not told["ended"] and told["connection"]:
-            lines.append(f"{told['workers']} workers; dashboard: {told['connection']['tunnel']}")
-        return lines
+        if told["stopped"]:
+            lines.append(f"classify: stopped: {told['stopped']}")
+        return lines + [
+            f"failed: shard {n} of {run}: {cause}" for run, n, cause in told["failures"]
+        ]
 
 
 def measure_status(output: str | Path) -> Status:
@@ -125,13 +155,28 @@ def measure_status(output: str | Path) -> Status:
     StoreError
         If it is no output folder.
     """
-    manifest = read_manifest(output)
-    labels = Path(output) / "labels.zarr"
+    folder = Path(output)
+    training = _measure_training(folder)
+    # Before the members are trained there is none.
+    counts = read_manifest(output).get("counts", {}) if training is None else {}
+    labels = folder / "labels.zarr"
     runs = [_measure_run(labels, name) for name in store.list_runs(labels)]
-    members = len(list((Path(output) / "members").glob("*.safetensors")))
-    progress = read_progress(output)
-    jobs = list_jobs(progress.get("jobs", []))
-    return Status(str(output), members, runs, manifest.get("counts", {}), progress, jobs)
+    members = len(list((folder / "members").glob("*.safetensors")))
+    cluster = read_cluster(output)
+    jobs = list_jobs(cluster.get("jobs", []))
+    told = read_progress(output), find_holder(output), cluster, jobs
+    return Status(str(output), members, runs, counts, training, *told)
+
+
+def _measure_training(output: Path) -> dict[str, tuple[int, float]] | None:
+    begun = (output / "checkpoints" / "settings.json").exists()
+    if not begun or (output / "members" / "training.json").exists():
+        return None
+    found = {}
+    for path in sorted((output / "checkpoints").glob("*/metrics.csv")):
+        table = pd.read_csv(path)
+        found[path.parent.name] = int(table["iteration"].max()), float(table["validation_f1"].max())
+    return found
 
 
 def _measure_run(labels: Path, name: str) -> RunStatus:

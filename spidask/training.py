@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import logging
-import warnings
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,8 +17,6 @@ import torch
 import xarray as xr
 from distributed import Client
 from scipy.special import expit
-from torch import distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from spidask.cluster import Pool
 from spidask.config import Config, Ensemble
@@ -42,7 +38,7 @@ from spidask.networks.learning import (
 )
 from spidask.networks.member import SINGLE, Member, load_tensors, save_member, save_tensors
 from spidask.preprocessing import preprocess
-from spidask.ranks import Rank, run_ranks
+from spidask.ranks import Rank, average_gradients, run_ranks, sum_over_ranks
 from spidask.schema import CLASSES
 
 FloatArray = npt.NDArray[np.float32]
@@ -119,7 +115,7 @@ def train(
     jobs = [(part, config, seed, path) for part, seed, path in zip(parts, seeds, into, strict=True)]
     try:
         if client is None:
-            alone = Team(device=resolve_device(config.inference.device))
+            alone = Team(device=resolve_device(config))
             for job in jobs:
                 _train_seed(alone, labelled, *job)
         else:
@@ -266,14 +262,22 @@ def _train_on_workers(
     shared = folder.absolute() / "checkpoints" / "labelled.safetensors"
     tensors = {name: torch.from_numpy(array) for name, array in vars(labelled).items()}
     save_tensors(tensors, shared, {})
-    device = functools.partial(resolve_device, config.inference.device)
-    limits = config.training.timeout_s, 60 * config.cluster.wait_minutes
+    pool = Pool(client, config.cluster, config.output)
+    ranks = config.training.ranks
     client.forward_logging(train_rank.__module__, logging.INFO)
     try:
-        work, ranks = [(shared, *job) for job in jobs], config.training.ranks
-        pool = Pool(client, config.cluster, config.output)
-        tend = functools.partial(pool.tend, len(jobs) * ranks)
-        run_ranks(client, _train_as_rank, work, ranks, device, *limits, tend)
+        run_ranks(
+            client,
+            _train_as_rank,
+            [(shared, *job) for job in jobs],
+            ranks,
+            device=functools.partial(resolve_device, config),
+            timeout_s=config.training.timeout_s,
+            wait_s=60 * config.cluster.wait_minutes,
+            demand=pool.demand,
+            progress=lambda job: len(list_checkpoints(job[-1])),
+            tend=functools.partial(pool.tend, len(jobs) * ranks),
+        )
     finally:
         client.unforward_logging(train_rank.__module__)
         shared.unlink()
@@ -285,26 +289,8 @@ def _train_as_rank(rank: Rank, patterns: Path, *job: Any) -> None:
     labelled = Labelled(**{name: tensor.numpy() for name, tensor in tensors.items()})
     team = Team(rank.number, rank.size, rank.device, rank.neighbours, beat=rank.beat)
     if rank.size > 1:
-        team = dataclasses.replace(team, wrap=_average_gradients, total=_sum_over_ranks)
+        team = dataclasses.replace(team, wrap=average_gradients, total=sum_over_ranks)
     _train_seed(team, labelled, *job)
-
-
-def _average_gradients(network: nn.Module) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # its new name is not in every torch
-        trained = DistributedDataParallel(network, broadcast_buffers=False)
-    # After its first pass it sorts the gradients anew, and more than two ranks then sum them in
-    # another order. One pass that counts for nothing lets a resumed run find the same digits.
-    state = copy.deepcopy(network.state_dict())
-    blank = torch.zeros(2, 1, 64, 64, device=next(network.parameters()).device)
-    trained(blank, torch.ones_like(blank)).sum().backward()
-    network.load_state_dict(state)
-    return trained
-
-
-def _sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
-    distributed.all_reduce(value)
-    return value
 
 
 def _train_seed(

@@ -10,8 +10,8 @@ import pytest
 import xarray as xr
 
 from spidask import preprocessing
-from spidask.cluster import connect, connection_facts
-from spidask.config import Cluster
+from spidask.cluster import connect, connection_facts, read_cluster
+from spidask.config import Cluster, parse_config
 from spidask.errors import ClusterError, DataError
 from spidask.inference import classify, classify_runs, enclose_windows
 from spidask.inference import scoring as scoring_module
@@ -20,7 +20,7 @@ from spidask.io.progress import read_progress
 from spidask.io.runs import open_runs, sign_files
 from spidask.io.store import gather_labels, missing_shards
 from spidask.monitor import watch
-from spidask.networks.device import resolve_device
+from spidask.networks.device import choose_device, resolve_device
 from spidask.networks.member import load_member, save_member
 from spidask.preprocessing import preprocess
 from tests.conftest import Beamtime
@@ -123,9 +123,21 @@ def test_windows_are_enclosed():
 
 def test_cuda_is_refused_where_there_is_none(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert resolve_device("auto") == "cpu"
-    with pytest.raises(ClusterError, match=r"inference\.device"):
-        resolve_device("cuda")
+    values = {"runs": {"files": ["r.h5"]}, "output": "out"}
+    assert resolve_device(parse_config(values)) == "cpu"
+    with pytest.raises(ClusterError, match=r"inference\.device: cuda, .* no CUDA device on"):
+        resolve_device(parse_config({**values, "inference": {"device": "cuda"}}))
+
+
+def test_on_workers_elsewhere_the_settings_say_what_labels_are_made_on():
+    values = {"runs": {"files": ["r.h5"]}, "output": "out"}
+    slurm = {"kind": "slurm", "jobs": 2}
+    assert choose_device(parse_config(values)) == "auto"
+    assert choose_device(parse_config({**values, "cluster": {"gpus": 0}})) == "cpu"
+    assert choose_device(parse_config({**values, "cluster": slurm})) == "cpu"
+    on_gpu = {**values, "cluster": {**slurm, "gpus": 2}}
+    assert choose_device(parse_config(on_gpu)) == "cuda"
+    assert choose_device(parse_config({**on_gpu, "inference": {"device": "cpu"}})) == "cpu"
 
 
 def test_what_a_shard_took_and_showed_is_told(beamtime, tmp_path):
@@ -135,6 +147,7 @@ def test_what_a_shard_took_and_showed_is_told(beamtime, tmp_path):
     easy = Beamtime(beamtime.folder, [tmp_path / path.name for path in beamtime.members])
     with connect(Cluster(cpu_workers=1, gpus=0), tmp_path) as client, watch(client):
         label(easy, tmp_path, client)
+        workers = read_cluster(tmp_path)
         events = [event for _, event in client.get_events("spidask")]
         facts = connection_facts(client, Cluster())
         page = urllib.request.urlopen(facts["dashboard"], timeout=30)
@@ -153,7 +166,9 @@ def test_what_a_shard_took_and_showed_is_told(beamtime, tmp_path):
         assert all(0 <= seconds <= event["seconds"] for seconds in spent)
     progress = read_progress(tmp_path)
     assert (progress["done"], progress["shards"], progress["ended"]) == (7, 7, True)
-    assert progress["connection"]["tunnel"].startswith("ssh ")
+    assert workers["tunnel"].startswith("ssh ")
+    assert workers["workers"] == 1
+    assert read_cluster(tmp_path) == {}
 
 
 def test_reading_overlaps_with_scoring(beamtime, tmp_path, monkeypatch):

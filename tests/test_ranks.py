@@ -14,11 +14,10 @@ import torch
 from distributed import Client, get_worker
 from torch import distributed
 
-from spidask import ranks
 from spidask.cluster import connect
 from spidask.config import Cluster
 from spidask.errors import ClusterError, DataError, TrainingError
-from spidask.ranks import Rank, run_ranks
+from spidask.ranks import Rank, launching, run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +33,9 @@ def cpu() -> str:
     return "cpu"
 
 
-def run(client: Client, function, jobs, n_ranks: int, timeout_s: float = 60, wait_s: float = 60):
-    return run_ranks(client, function, jobs, n_ranks, cpu, timeout_s, wait_s)
+def run(client: Client, function, jobs, n_ranks: int, timeout_s=60.0, wait_s=60.0, **more):
+    given = {"demand": {"CPU": 1}, **more}
+    return run_ranks(client, function, jobs, n_ranks, cpu, timeout_s, wait_s, **given)
 
 
 def listening() -> list:
@@ -76,7 +76,7 @@ def test_jobs_run_side_by_side_on_workers_of_their_own(client, tmp_path):
 
 
 def test_the_store_listens_for_the_workers_only(client):
-    store = ranks._listen(client)
+    store = launching._listen(client)
     assert [here.ip for here in listening() if here.port == store.port] == ["127.0.0.1"]
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.2", store.port), timeout=5)
@@ -90,7 +90,7 @@ def fail(rank: Rank, folder: Path, error: Exception) -> None:
 
 
 def test_the_first_cause_is_reported_and_not_the_closed_connection(client, tmp_path, monkeypatch):
-    monkeypatch.setattr(ranks, "ATTEMPTS", 2)
+    monkeypatch.setattr(launching, "ATTEMPTS", 2)
     with pytest.raises(ClusterError, match=r"^rank 1 on tls://.*: KeyError: 'boo'; 2 attempts"):
         run(client, fail, [(tmp_path, KeyError("boo"))], 2)
     assert len(list(tmp_path.iterdir())) == 4
@@ -121,7 +121,7 @@ def signal_once(rank: Rank, folder: Path, number: int) -> float:
 def test_a_lost_rank_is_named_and_the_job_begins_again(client, tmp_path, caplog, number, cause):
     caplog.set_level(logging.WARNING, "spidask")
     assert run(client, signal_once, [(tmp_path, number)], 2, timeout_s=3) == [2.0]
-    (told,) = (r.getMessage() for r in caplog.records if r.name == "spidask.ranks")
+    (told,) = (r.getMessage() for r in caplog.records if r.name == "spidask.ranks.launching")
     assert told.startswith("rank 1 on tls://")
     assert cause in told
 
@@ -136,18 +136,39 @@ def describe(**resources: float) -> dict:
     return {"status": "running", "resources": resources, "nanny": None}
 
 
-def test_ranks_prefer_gpus_and_a_process_of_their_own():
+def test_ranks_want_a_worker_with_what_they_take_and_a_process_of_their_own():
     workers = {"tls://a:1": describe(CPU=1), "tls://a:2": describe(GPU=1), "tls://b:1": describe()}
-    assert ranks._choose(workers) == ["tls://a:2"]
+    assert launching._choose(workers, {"GPU": 1}) == ["tls://a:2"]
+    assert launching._choose(workers, {}) == list(workers)
     workers["tls://a:2"]["status"] = "closing_gracefully"
-    assert ranks._choose(workers) == []
+    assert launching._choose(workers, {"GPU": 1}) == []
     threads = {f"inproc://10.0.0.1/7/{i}": describe() for i in range(3)}
-    assert len(ranks._choose(threads)) == 1
+    assert len(launching._choose(threads, {})) == 1
 
 
 def test_ranks_run_where_the_gpu_is(tmp_path):
     with connect(Cluster(gpus=1, cpu_workers=1), tmp_path) as client:
         workers = client.scheduler_info(n_workers=-1)["workers"]
-        found = run(client, wait_for_others, [(tmp_path, "a", 0)], 1)
+        found = run(client, wait_for_others, [(tmp_path, "a", 0)], 1, demand={"GPU": 1})
     (gpu,) = (address for address, worker in workers.items() if worker["resources"].get("GPU"))
     assert found == [gpu]
+
+
+def stumble(rank: Rank, folder: Path, n_faults: int) -> int:
+    """Fail so many times, each time a step further."""
+    steps = len(list(folder.iterdir()))
+    if rank.number == 0 and steps < n_faults:
+        (folder / f"step{steps}").touch()
+        raise KeyError(steps)
+    return steps
+
+
+def count_steps(arguments: tuple) -> int:
+    return len(list(arguments[0].iterdir()))
+
+
+def test_faults_with_progress_between_them_are_not_counted_together(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(launching, "ATTEMPTS", 2)
+    assert run(client, stumble, [(tmp_path, 3)], 1, progress=count_steps) == [3]
+    with pytest.raises(ClusterError, match="KeyError: 3; 2 attempts failed"):
+        run(client, stumble, [(tmp_path, 9)], 1)

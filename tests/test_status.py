@@ -1,14 +1,20 @@
 """How far an output folder is."""
 
+import os
+import socket
+
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
 from spidask.cluster import JobState
+from spidask.cluster.record import write_cluster
 from spidask.errors import StoreError
 from spidask.io.manifest import note
 from spidask.io.progress import Progress
 from spidask.io.store import create_run, write_shard
+from spidask.records import hold, write_json
 from spidask.status import RunStatus, measure_status
 
 
@@ -40,6 +46,7 @@ def test_shards_frames_and_hits_are_counted(output):
 def test_the_lines(output):
     assert measure_status(output).lines() == [
         "0 members",
+        "driver: none at work",
         "r1        2 of 3 shards, 6 of 10 frames, 4 hits",
         "r2        0 of 1 shards, 0 of 4 frames, 0 hits",
         "all runs  2 of 4 shards, 6 of 14 frames, 4 hits",
@@ -47,27 +54,54 @@ def test_the_lines(output):
     ]
 
 
-def test_progress_failures_and_the_way_to_the_dashboard(output, monkeypatch):
-    progress = Progress(output, 4, {"tunnel": "ssh -N -L 1:127.0.0.1:1 me@node"})
+def test_progress_and_failures(output):
+    progress = Progress(output, 4)
     progress.add(4, 3)
     progress.fail("r1", 1, "dark.h5 is gone")
-    progress.write(["17", "18"], 2)
-    told = [JobState("17", "RUNNING", "n1"), JobState("18", "PENDING", "(Resources)")]
-    monkeypatch.setattr("spidask.status.list_jobs", lambda ids: told if ids else [])
+    progress.write()
     lines = measure_status(output).lines()
     classify = next(line for line in lines if line.startswith("classify: "))
     assert classify.startswith("classify: 1 of 4 shards in this go, ")
     assert "75.00% hits, 1 shards failed; last heard of 0 s ago" in classify
     assert "failed: shard 1 of r1: dark.h5 is gone" in lines
+    progress.stop("no worker came")
+    progress.write(ended=True)
+    lines = measure_status(output).lines()
+    assert any("1 shards failed; ended 0 s ago" in line for line in lines)
+    assert "classify: stopped: no worker came" in lines
+
+
+def test_jobs_workers_and_the_way_to_the_dashboard(output, monkeypatch):
+    write_cluster(output, tunnel="ssh -N -L 1:127.0.0.1:1 me@node", jobs=["17", "18"], workers=2)
+    told = [JobState("17", "RUNNING", "n1"), JobState("18", "PENDING", "(Resources)")]
+    monkeypatch.setattr("spidask.status.list_jobs", lambda ids: told if ids == ["17", "18"] else [])
+    with hold(output):
+        lines = measure_status(output).lines()
+    assert f"driver: process {os.getpid()} on {socket.gethostname()}" in lines
     assert "jobs: 1 PENDING (Resources), 1 RUNNING" in lines
     assert "2 workers; dashboard: ssh -N -L 1:127.0.0.1:1 me@node" in lines
-    progress.write([], 0, ended=True)
-    assert not any("dashboard" in line for line in measure_status(output).lines())
+    # Of a driver that was killed, the jobs stay.
+    lines = measure_status(output).lines()
+    assert "driver: none at work" in lines
+    assert "jobs: 1 PENDING (Resources), 1 RUNNING" in lines
+    assert not any("dashboard" in line for line in lines)
 
 
 def test_before_any_label(beamtime, tmp_path):
     note(beamtime.config(tmp_path))
-    assert measure_status(tmp_path).lines() == ["0 members", "no labels yet"]
+    lines = ["0 members", "driver: none at work", "no labels yet"]
+    assert measure_status(tmp_path).lines() == lines
+
+
+def test_training_shows_before_there_is_a_manifest(tmp_path):
+    write_json(tmp_path / "checkpoints" / "settings.json", {"settings": {}})
+    assert "training: begun" in measure_status(tmp_path).lines()
+    folder = tmp_path / "checkpoints" / "seed3"
+    folder.mkdir()
+    rows = [{"iteration": 1, "loss": 0.7}, {"iteration": 2, "loss": 0.6, "validation_f1": 0.51}]
+    pd.DataFrame(rows).to_csv(folder / "metrics.csv", index=False)
+    line = "training: seed3 at iteration 2, best validation F1 0.51"
+    assert line in measure_status(tmp_path).lines()
 
 
 def test_a_folder_that_is_no_output(tmp_path):

@@ -195,6 +195,6 @@ def test_a_rank_lost_in_the_middle_changes_no_bit(
         (struck,) = (a for a, keys in tasks.items() if any(k.startswith("rank1") for k in keys))
         os.kill(pids[struck], number)
         job.result(timeout=120)
-    (told,) = (r.getMessage() for r in caplog.records if r.name == "spidask.ranks")
+    (told,) = (r.getMessage() for r in caplog.records if r.name == "spidask.ranks.launching")
     assert told.startswith(f"rank 1 on {struck} {cause}")
     assert files(tmp_path) == undisturbed

@@ -33,7 +33,7 @@ def _no_device(beamtime: Beamtime) -> Iterator[Problem]:
     if beamtime.config.cluster.kind not in ("local", "inline"):
         return  # the devices are elsewhere
     try:
-        device = resolve_device(beamtime.config.inference.device)
+        device = resolve_device(beamtime.config)
     except ClusterError as error:
         yield as_problem(error, "inference.device")
         return

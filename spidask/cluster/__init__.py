@@ -2,8 +2,9 @@
 
 from spidask.cluster.connecting import connect, connection_facts
 from spidask.cluster.devices import count_local_workers
-from spidask.cluster.pool import Pool
+from spidask.cluster.pool import Pool, wait_for_some
 from spidask.cluster.queues import JobState, job_script, list_jobs, say_jobs
+from spidask.cluster.record import read_cluster
 
 __all__ = [
     "JobState",
@@ -13,5 +14,7 @@ __all__ = [
     "count_local_workers",
     "job_script",
     "list_jobs",
+    "read_cluster",
     "say_jobs",
+    "wait_for_some",
 ]

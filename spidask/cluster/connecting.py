@@ -23,7 +23,8 @@ from spidask import config
 from spidask.cluster.allocation import join_allocation
 from spidask.cluster.devices import CPU, GPU, count_local_workers, pin_environment, visible_gpus
 from spidask.cluster.memory import KEEP, GiveBack
-from spidask.cluster.queues import job_arguments, log_folder, queue_class, tls_folder
+from spidask.cluster.queues import cancel_jobs, job_arguments, log_folder, queue_class, tls_folder
+from spidask.cluster.record import read_cluster, remove_cluster, write_cluster
 from spidask.errors import ClusterError
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,10 @@ def connect(settings: config.Cluster, output: str | Path) -> Iterator[Client | N
             start = _start_local if settings.kind == "local" else _start_queue
             client = stack.enter_context(Client(stack.enter_context(start(settings, output))))
         client.register_plugin(GiveBack())
-        log.info("dashboard: %s", connection_facts(client, settings)["tunnel"])
+        facts = connection_facts(client, settings)
+        log.info("dashboard: %s", facts["tunnel"])
+        write_cluster(output, **facts)
+        stack.callback(remove_cluster, output)
         yield client
 
 
@@ -173,7 +177,7 @@ def _start_queue(settings: config.Cluster, output: str | Path) -> Iterator[Any]:
     folder = tls_folder(output)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
-    _remove_keys(folder)  # a driver that was killed left its own
+    _clear_up(settings, output)
     security = Security.temporary()
     options = _scheduler_options(settings, security, None)
     if settings.job.interface:
@@ -195,9 +199,14 @@ def _start_queue(settings: config.Cluster, output: str | Path) -> Iterator[Any]:
         getattr(cluster, f"_job_{part}").close()
 
 
-def _remove_keys(folder: Path) -> None:
-    for path in folder.glob(".dask-jobqueue.worker.*"):
+def _clear_up(settings: config.Cluster, output: str | Path) -> None:
+    """Remove what a driver that was killed left behind."""
+    for path in tls_folder(output).glob(".dask-jobqueue.worker.*"):
         path.unlink(missing_ok=True)
+    jobs = read_cluster(output).get("jobs", [])
+    if settings.kind == "slurm" and (n_cancelled := cancel_jobs(jobs)):
+        log.info("%d jobs of a run that was killed are cancelled", n_cancelled)
+    remove_cluster(output)
 
 
 def _scheduler_options(

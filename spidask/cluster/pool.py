@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from distributed import Client
+from distributed import Client, Future, wait
 
 from spidask import config
-from spidask.cluster.devices import CPU, GPU
+from spidask.cluster.devices import CPU, GPU, count_local_workers
 from spidask.cluster.queues import JobState, list_jobs, log_folder, say_jobs
+from spidask.cluster.record import write_cluster
 from spidask.config import QUEUES
 from spidask.errors import ClusterError
 
@@ -18,6 +22,10 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 15.0
 """Seconds between two questions to the queue."""
+POLL_S = 2.0
+"""Seconds after which the workers are looked at while no task is done."""
+TRIES = 4
+"""So many jobs in a row that are refused, or end before a worker was heard of, are no accident."""
 
 
 class Pool:
@@ -31,22 +39,24 @@ class Pool:
         Section `cluster`.
     output : str
         Output folder; errors name its logs.
+
+    Attributes
+    ----------
+    demand : dict
+        Resources that a shard or a rank takes: a whole worker, with a GPU where there are any.
+    jobs : list of JobState or None
+        What Slurm said last; None if it gave no answer.
     """
 
     def __init__(self, client: Client, settings: config.Cluster, output: str) -> None:
         self._client, self._settings, self._output = client, settings, output
         self._last_look, self._last_worker = -LOOK_EVERY_S, time.monotonic()
         self._silent: dict[str, float] = {}
+        self._heard: set[str] = set()
+        self._n_in_vain = 0
+        self._refusal = ""
+        self.demand = _demand(settings)
         self.jobs: list[JobState] | None = []
-
-    @property
-    def demand(self) -> dict[str, float]:
-        """Resources that a shard takes: a whole worker, with a GPU where there are any."""
-        kinds = {kind for worker in self.workers.values() for kind in worker["resources"]}
-        if GPU in kinds or (self._settings.gpus and self._settings.kind in QUEUES):
-            return {GPU: 1}
-        # Workers that somebody else started may have neither.
-        return {CPU: 1} if CPU in kinds or self._settings.kind in QUEUES else {}
 
     @property
     def workers(self) -> dict[str, Any]:
@@ -56,8 +66,13 @@ class Pool:
     @property
     def n_able(self) -> int:
         """Workers that can do a shard."""
-        demand = self.demand
-        return sum(demand.keys() <= worker["resources"].keys() for worker in self.workers.values())
+        running = [one for one in self.workers.values() if one["status"] == "running"]
+        return sum(self.demand.keys() <= worker["resources"].keys() for worker in running)
+
+    @property
+    def n_threads(self) -> int:
+        """Threads of all workers."""
+        return sum(worker["nthreads"] for worker in self.workers.values())
 
     def tend(self, n_left: int) -> None:
         """Replace lost jobs; to be called now and then while work is left.
@@ -70,7 +85,8 @@ class Pool:
         Raises
         ------
         ClusterError
-            If there was no worker for `wait_minutes`; says what the queue says.
+            If there was no worker for `wait_minutes`, or jobs are refused or end in vain again
+            and again; says what the queue says.
         """
         now = time.monotonic()
         if self.n_able:
@@ -79,6 +95,7 @@ class Pool:
             self._last_look = now
             if self._settings.kind in QUEUES:
                 self._keep_jobs(n_left)
+            write_cluster(self._output, workers=len(self.workers))
         if now - self._last_worker > 60 * self._settings.wait_minutes:
             raise ClusterError(self._say_none(), jobs=self.jobs)
 
@@ -87,19 +104,37 @@ class Pool:
         return self._client.cluster
 
     def _keep_jobs(self, n_left: int) -> None:
+        refused = [name for name, job in self._cluster.workers.items() if not job.job_id]
+        self._client.sync(self._ask_again, refused)
         ids = {str(job.job_id): name for name, job in self._cluster.workers.items() if job.job_id}
-        # Those without a number were refused by the queue.
-        lost = [name for name, job in self._cluster.workers.items() if not job.job_id]
         if self._settings.kind == "slurm":
             self.jobs = list_jobs(list(ids))
-            lost += self._find_lost(ids)
-        self._client.sync(self._replace, lost, min(self._settings.jobs, max(n_left, 1)))
+        lost = self._find_lost(ids)
+        in_vain = [job_id for job_id in lost if job_id not in self._heard]
+        self._n_in_vain = 0 if self._heard & ids.keys() - lost.keys() else self._n_in_vain
+        self._n_in_vain += len(in_vain)
+        if self._n_in_vain >= max(TRIES, self._settings.jobs):
+            self._refuse_in_vain(in_vain)
+        wanted = min(self._settings.jobs, max(n_left, 1))
+        self._client.sync(self._replace, lost, wanted)
+        jobs = [str(job.job_id) for job in self._cluster.workers.values() if job.job_id]
+        write_cluster(self._output, jobs=jobs)
 
-    async def _replace(self, lost: list[Any], wanted: int) -> None:
+    async def _ask_again(self, refused: list[Any]) -> None:
+        for name in refused:
+            try:
+                # Where the first request is still under way, this waits for it.
+                await self._cluster.workers[name]
+            except (RuntimeError, ValueError, OSError) as error:
+                told = str(error).rpartition("stderr:")[2].strip() or str(error)
+                self._refusal = " ".join(told.split())
+                log.warning("a job was not accepted: %s", self._refusal)
+                self._n_in_vain += not self._heard
+
+    async def _replace(self, lost: Mapping[str, Any], wanted: int) -> None:
         cluster = self._cluster
-        for name in lost:
-            job_id = cluster.workers[name].job_id
-            log.warning("job %s is lost" if job_id else "%s was not accepted", job_id or "a job")
+        for job_id, name in lost.items():
+            log.warning("job %s is lost", job_id)
             cluster.worker_spec.pop(name, None)
             await cluster.workers.pop(name).close()
         if len(cluster.workers) < wanted:
@@ -107,33 +142,92 @@ class Pool:
             # Also asks anew for jobs whose place is kept but which Dask knows to have ended.
             cluster.scale(jobs=max(wanted, len(cluster.worker_spec)))
 
-    def _find_lost(self, ids: dict[str, Any]) -> list[Any]:
-        """Names of jobs that the queue does not know, or whose workers are silent too long."""
+    def _find_lost(self, ids: Mapping[str, Any]) -> dict[str, Any]:
+        """Jobs that the queue does not know, or whose workers are silent too long."""
         if self.jobs is None:
-            return []
+            return {}
+        is_asked = self._settings.kind == "slurm"
         states = {job.job_id: job.state for job in self.jobs}
-        heard = {str(worker["name"]) for worker in self.workers.values()}
-        lost, now = [], time.monotonic()
+        names = {str(worker["name"]) for worker in self.workers.values()}
+        lost, now = {}, time.monotonic()
         for job_id, name in ids.items():
-            speaks = any(one == str(name) or one.startswith(f"{name}-") for one in heard)
-            if speaks or states.get(job_id) != "RUNNING":
+            speaks = any(one == str(name) or one.startswith(f"{name}-") for one in names)
+            if speaks:
+                self._heard.add(job_id)
+            # Other queues are not asked: a job that never spoke may wait for its turn.
+            runs = states.get(job_id) == "RUNNING" if is_asked else job_id in self._heard
+            if speaks or not runs:
                 self._silent[job_id] = now
             silence = now - self._silent.setdefault(job_id, now)
-            if job_id not in states or silence > self._settings.worker_timeout_s:
-                lost.append(name)
+            is_gone = is_asked and job_id not in states
+            if is_gone or silence > self._settings.worker_timeout_s:
+                lost[job_id] = name
         return lost
+
+    def _refuse_in_vain(self, in_vain: list[str]) -> None:
+        logs = log_folder(self._settings, self._output)
+        told = f"the queue says: {self._refusal}"
+        if in_vain:
+            told = f"the end of its log in {logs}: {_last_words(Path(logs), in_vain[-1])}"
+        raise ClusterError(
+            f"{self._n_in_vain} jobs in a row were refused or ended before a worker was heard of; "
+            f"{told}. Check the job's script with `spidask plan`",
+            jobs=self.jobs,
+        )
 
     def _say_none(self) -> str:
         minutes = f"{self._settings.wait_minutes:g} minutes"
+        paused = [w for w in self.workers.values() if w["status"] == "paused"]
+        if paused:
+            return (
+                f"{len(paused)} workers are paused since {minutes}, for their memory is full; "
+                "raise cluster.job.memory, or lower inference.frames_per_block"
+            )
         if self._settings.kind not in QUEUES:
             return f"no worker for {minutes}; see cluster.kind ({self._settings.kind})"
         if self._settings.kind == "slurm":
-            ids = [str(job.job_id) for job in self._cluster.workers.values()]
+            ids = [str(job.job_id) for job in self._cluster.workers.values() if job.job_id]
             told = f"squeue says: {say_jobs(list_jobs(ids))}"
         else:
             told = "ask the queue about jobs named spidask"
+        told += f"; the last refusal: {self._refusal}" if self._refusal else ""
         return (
             f"no worker came within {minutes}; {told}; the jobs' logs are in "
             f"{log_folder(self._settings, self._output)}; check the job's script with "
             "`spidask plan`, or raise cluster.wait_minutes"
         )
+
+
+def wait_for_some(futures: Collection[Future[Any]]) -> list[Future[Any]]:
+    """Wait until one of some tasks is done, but not for long, so that a `Pool` can be tended.
+
+    Parameters
+    ----------
+    futures : collection of distributed.Future
+        What was submitted.
+
+    Returns
+    -------
+    list of distributed.Future
+        Those that are done, after `POLL_S` perhaps none.
+    """
+    with suppress(TimeoutError):
+        wait(list(futures), timeout=POLL_S, return_when="FIRST_COMPLETED")
+    return [future for future in futures if future.done()]
+
+
+def _demand(settings: config.Cluster) -> dict[str, float]:
+    n_gpus = count_local_workers(settings)[0] if settings.kind == "local" else settings.gpus
+    if n_gpus:
+        return {GPU: 1}
+    # Workers that somebody else started have no resources.
+    return {} if settings.kind == "scheduler" else {CPU: 1}
+
+
+def _last_words(folder: Path, job_id: str) -> str:
+    lines = [
+        line.strip()
+        for path in sorted(folder.glob(f"*{job_id}*"))
+        for line in path.read_text(errors="replace").splitlines()
+    ]
+    return next((line for line in reversed(lines) if line), "nothing")

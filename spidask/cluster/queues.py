@@ -224,6 +224,25 @@ def list_jobs(job_ids: list[str]) -> list[JobState] | None:
     return [JobState(*row) for row in rows if row[1] not in ("COMPLETING", "COMPLETED")]
 
 
+def cancel_jobs(job_ids: list[str]) -> int:
+    """Take jobs out of Slurm's queue.
+
+    Parameters
+    ----------
+    job_ids : list of str
+        Their numbers.
+
+    Returns
+    -------
+    int
+        How many of them were still there.
+    """
+    left = list_jobs(job_ids)
+    if left:
+        subprocess.run(["scancel", *(job.job_id for job in left)], check=False, timeout=30)
+    return len(left or [])
+
+
 def say_jobs(jobs: list[JobState] | None) -> str:
     """Say in one line what the queue says.
 

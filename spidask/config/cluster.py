@@ -84,8 +84,8 @@ class Cluster(Section):
     site: str | None = None
     """YAML file whose section ``cluster`` holds what is not given here."""
     gpus: Annotated[int, Field(ge=0)] | None = None
-    """GPUs of a job or an allocation's node, or of this machine, one worker each; nothing: all
-    of this machine, none of a job."""
+    """GPUs of a job or an allocation's node, of this machine, or of all workers of a scheduler that
+    runs (these have the resource GPU); one worker each. Nothing: all of this machine, else none."""
     cpu_workers: Annotated[int, Field(ge=0)] | None = None
     """Workers without a GPU, of a job or of this machine; nothing: one for each core where there
     is no GPU, else none."""

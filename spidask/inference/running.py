@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import xarray as xr
-from distributed import Client, Future, wait
+from distributed import Client, Future
 
-from spidask.cluster import Pool, connection_facts
+from spidask.cluster import Pool, wait_for_some
 from spidask.config import Config
 from spidask.errors import SpidaskError
 from spidask.inference.shards import Shard, label_lazily, label_shard
@@ -27,8 +26,6 @@ log = logging.getLogger(__name__)
 
 TASKS_PER_WORKER = 2
 """Shards in flight for each worker: one in work and one that waits."""
-POLL_S = 2.0
-"""Seconds after which the workers are looked at while no shard is finished."""
 
 
 def classify_runs(
@@ -72,27 +69,31 @@ def classify_runs(
         If a run is stored in another layout.
     """
     if client is None:
-        resolve_device(config.inference.device)
+        resolve_device(config)
     # Workers may run in another folder.
     members = [Path(path).absolute() for path in members]
     tasks = list(_missing(frames, members, config, Path(labels).absolute(), files))
     log.info("%d shards to do", len(tasks))
     done: list[Shard] = []
     failed: list[tuple[str, int, Exception]] = []
-    connection = connection_facts(client, config.cluster) if client else {}
-    record = Progress(config.output, len(tasks), connection)
+    record = Progress(config.output, len(tasks))
     tell("stage", name="classify", n_shards=len(tasks), n_frames=_count_frames(tasks))
-    for run, number, result in _evaluate(tasks, client, config, record):
-        if isinstance(result, Exception):
-            log.error("shard %d of %s failed: %s", number, run, result)
-            tell("failed", run=run, number=number, cause=str(result))
-            record.fail(run, number, str(result))
-            failed.append((run, number, result))
-        else:
-            done.append(result)
-            record.add(result.n_frames, result.n_hits)
-            progress(result, len(tasks))
-    record.write([], 0, ended=True)
+    try:
+        for run, number, result in _evaluate(tasks, client, config, record):
+            if isinstance(result, Exception):
+                log.error("shard %d of %s failed: %s", number, run, result)
+                tell("failed", run=run, number=number, cause=str(result))
+                record.fail(run, number, str(result))
+                failed.append((run, number, result))
+            else:
+                done.append(result)
+                record.add(result.n_frames, result.n_hits)
+                progress(result, len(tasks))
+    except BaseException as error:
+        record.stop(str(error) or type(error).__name__)
+        raise
+    finally:
+        record.write(ended=True)
     if failed:
         run, number, cause = failed[0]
         message = f"{len(failed)} of {len(tasks)} shards failed, first shard {number} of {run}: "
@@ -141,7 +142,7 @@ def _evaluate(
     if client is None:
         for run, number, task in tasks:
             yield run, number, _attempt(*task)
-            progress.write([], 0)
+            progress.write()
         return
     pool = Pool(client, config.cluster, config.output)
     waiting, running = iter(tasks), dict[Future[Any], tuple[str, int]]()
@@ -153,20 +154,13 @@ def _evaluate(
             key = f"label-shard-{run}-{number}-{uuid4().hex[:8]}"
             future = client.submit(_attempt, *task, pure=False, key=key, resources=pool.demand)
             running[future] = (run, number)
-        for future in _wait_for_some(running):
+        for future in wait_for_some(running):
             run, number = running.pop(future)
             error = future.exception()
             yield run, number, error if error is not None else future.result()
             n_left -= 1
         pool.tend(n_left)
-        progress.write([job.job_id for job in pool.jobs or []], len(pool.workers))
-
-
-def _wait_for_some(running: Collection[Future[Any]]) -> list[Future[Any]]:
-    """Futures that are finished, after some seconds perhaps none."""
-    with suppress(TimeoutError):
-        wait(list(running), timeout=POLL_S, return_when="FIRST_COMPLETED")
-    return [future for future in running if future.done()]
+        progress.write()
 
 
 def _attempt(*task: Any) -> Shard | Exception:

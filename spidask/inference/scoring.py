@@ -97,7 +97,7 @@ def _score_block(
 ) -> FloatArray:
     # One thread, whatever the machine: the last digits of a convolution depend on their number.
     torch.set_num_threads(1)
-    device = resolve_device(config.inference.device)
+    device = resolve_device(config)
     rows = np.flatnonzero(hit[:, 0, 0])
     out = np.full((len(block), len(paths)), np.nan, np.float32)
     for column, path in enumerate(paths):

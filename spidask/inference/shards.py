@@ -166,7 +166,7 @@ def _tell_shard(
     shard: Shard, computed: xr.Dataset, members: Sequence[str | Path], config: Config
 ) -> tuple[int, float] | None:
     """Tell what was done; gives the frame that all members accept most clearly, and its score."""
-    device = resolve_device(config.inference.device)
+    device = resolve_device(config)
     thresholds = [load_current(str(path), device).threshold for path in members]
     margin = (computed["scores"].values - np.array(thresholds, np.float32)).min(1)
     accepted = np.flatnonzero(margin >= 0)

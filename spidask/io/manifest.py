@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from typing import Any
 
 from spidask.config import Config, parse_config, put_settings
 from spidask.errors import StoreError
+from spidask.records import read_json, write_json
 
 PACKAGES = ("spidask", "dask", "distributed", "h5py", "numpy", "torch", "xarray", "zarr")
 
@@ -92,45 +92,3 @@ def note(config: Config, counts: Mapping[str, Any] | None = None) -> dict[str, A
     manifest["counts"] |= counts or {}
     write_json(path, manifest)
     return manifest
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The file.
-
-    Returns
-    -------
-    dict
-        What it holds.
-
-    Raises
-    ------
-    StoreError
-        If it cannot be read or holds something else.
-    """
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise StoreError(
-            f"{path} cannot be read ({error}); remove it and what it describes", path=str(path)
-        ) from None
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON object, all or nothing.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The file; its folder is made.
-    values : mapping
-        What JSON can hold.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(dict(values), indent=1))
-    beside.replace(path)

@@ -1,16 +1,13 @@
-"""How far the stage classify is, and who works on it: ``progress.json`` for `spidask status`."""
+"""How far the stage classify is: ``progress.json`` for `spidask status`."""
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spidask.io.manifest import read_json, write_json
+from spidask.records import read_json, write_json
 
 WRITE_EVERY_S = 2.0
 """Seconds between two writes."""
@@ -28,27 +25,20 @@ class Progress:
         Output folder.
     n_shards : int
         Shards to do.
-    connection : mapping
-        Where scheduler and dashboard are; empty where the work is done inline.
     """
 
-    def __init__(self, output: str | Path, n_shards: int, connection: Mapping[str, str]) -> None:
+    def __init__(self, output: str | Path, n_shards: int) -> None:
         self._path = Path(output) / "progress.json"
         self._recent: deque[tuple[float, int]] = deque([(time.time(), 0)], RATE_OVER)
         self._written = 0.0
         self._facts: dict[str, Any] = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": time.time(),
-            "connection": dict(connection),
             "shards": n_shards,
             "done": 0,
             "frames": 0,
             "hits": 0,
             "failed": 0,
             "failures": [],
-            "jobs": [],
-            "workers": 0,
+            "stopped": "",
         }
 
     def add(self, n_frames: int, n_hits: int) -> None:
@@ -80,15 +70,21 @@ class Progress:
         if len(self._facts["failures"]) < KEPT_FAILURES:
             self._facts["failures"].append([run, number, cause])
 
-    def write(self, jobs: Sequence[str], n_workers: int, *, ended: bool = False) -> None:
+    def stop(self, cause: str) -> None:
+        """Say what ended the stage before all shards were done.
+
+        Parameters
+        ----------
+        cause : str
+            Why.
+        """
+        self._facts["stopped"] = cause
+
+    def write(self, *, ended: bool = False) -> None:
         """Write the file, unless that was done a moment ago.
 
         Parameters
         ----------
-        jobs : sequence of str
-            Numbers of the batch jobs.
-        n_workers : int
-            Workers that are there.
         ended : bool
             Whether the stage is over; then it is written in any case.
         """
@@ -98,8 +94,7 @@ class Progress:
         self._written = now
         (before, frames), (last, all_frames) = self._recent[0], self._recent[-1]
         rate = (all_frames - frames) / (last - before) if last > before else 0.0
-        new = {"updated": now, "ended": ended, "frames_per_second": round(rate, 2)}
-        self._facts |= {**new, "jobs": list(jobs), "workers": n_workers}
+        self._facts |= {"updated": now, "ended": ended, "frames_per_second": round(rate, 2)}
         write_json(self._path, self._facts)
 
 
@@ -114,7 +109,7 @@ def read_progress(output: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        Counts, rate, failures, jobs and where the dashboard is; empty before the first shard.
+        Counts, rate, failures, and what stopped it; empty before the first shard.
 
     Raises
     ------

@@ -1,19 +1,42 @@
-"""Which device a process computes on."""
+"""Which device a config computes on."""
 
 from __future__ import annotations
 
+import socket
+
 import torch
 
+from spidask.config import Config
 from spidask.errors import ClusterError
 
 
-def resolve_device(name: str) -> str:
-    """Choose the device of this process.
+def choose_device(config: Config) -> str:
+    """Tell what a config computes on, as far as its settings alone say.
 
     Parameters
     ----------
-    name : str
-        ``auto``, ``cpu`` or ``cuda``.
+    config : Config
+        Sections `inference` and `cluster`.
+
+    Returns
+    -------
+    str
+        ``cpu`` or ``cuda``; ``auto`` where it depends on this machine. On workers elsewhere
+        ``auto`` is what `cluster.gpus` says, so that all labels are made on the same kind.
+    """
+    device, cluster = config.inference.device, config.cluster
+    if device == "auto" and (cluster.gpus == 0 or cluster.kind not in ("local", "inline")):
+        return "cuda" if cluster.gpus else "cpu"
+    return device
+
+
+def resolve_device(config: Config) -> str:
+    """Tell what this process computes on.
+
+    Parameters
+    ----------
+    config : Config
+        Sections `inference` and `cluster`.
 
     Returns
     -------
@@ -23,11 +46,15 @@ def resolve_device(name: str) -> str:
     Raises
     ------
     ClusterError
-        If ``cuda`` is asked for and there is none.
+        If a GPU is asked for and there is none.
     """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ClusterError("inference.device: cuda, but torch sees no CUDA device; use auto or cpu")
-    if name == "auto":
+    device, available = choose_device(config), torch.cuda.is_available()
+    if device == "cuda" and not available:
+        asked = f"inference.device: {config.inference.device}, cluster.gpus: {config.cluster.gpus}"
+        raise ClusterError(
+            f"{asked}, but torch sees no CUDA device on {socket.gethostname()}; set "
+            "inference.device to cpu, or see to it that jobs get a GPU (cluster.job.directives)"
+        )
+    if device == "auto":
         return "cuda" if available else "cpu"
-    return name
+    return device

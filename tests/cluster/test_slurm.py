@@ -53,6 +53,7 @@ def config_of(run: Beamtime, output: Path, members: list[str] | None = None, **c
     job = {"cores": 2, "memory": "2GB", "walltime": "00:30:00", "directives": ["--gres=gpu:1"]}
     settings = {"kind": "slurm", "gpus": 1, "jobs": 2, "job": job, "worker_timeout_s": 8}
     inference = {"frames_per_shard": PER_SHARD, "batch_size": 16, "members": members}
+    inference["device"] = "cpu"  # the GPUs are pretended
     labels = {"file": None, "truth": None}
     sections = {"cluster": {**settings, **cluster}, "inference": inference, "labels": labels}
     return run.config(output, **sections)

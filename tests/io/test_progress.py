@@ -12,34 +12,34 @@ def test_nothing_before_the_first_write(tmp_path):
 
 
 def test_counts_and_rate_by_hand(tmp_path, monkeypatch):
-    clock = iter([100.0, 100.0, 110.0, 120.0, 120.0])
+    clock = iter([100.0, 110.0, 120.0, 120.0])
     monkeypatch.setattr(progress.time, "time", lambda: next(clock))
-    counted = Progress(tmp_path, 3, {})
+    counted = Progress(tmp_path, 3)
     counted.add(500, 10)
     counted.add(500, 20)
-    counted.write(["7"], 2)
+    counted.write()
     found = read_progress(tmp_path)
     # 1000 frames from 100 s to 120 s.
     assert found["frames_per_second"] == 50
     assert [found[name] for name in ("shards", "done", "frames", "hits")] == [3, 2, 1000, 30]
-    assert (found["jobs"], found["workers"], found["ended"]) == (["7"], 2, False)
+    assert (found["ended"], found["stopped"]) == (False, "")
 
 
 def test_it_is_not_written_all_the_time(tmp_path):
-    counted = Progress(tmp_path, 9, {})
-    counted.write([], 1)
+    counted = Progress(tmp_path, 9)
+    counted.write()
     counted.add(5, 1)
-    counted.write([], 1)
+    counted.write()
     assert read_progress(tmp_path)["done"] == 0
-    counted.write([], 1, ended=True)
+    counted.write(ended=True)
     assert read_progress(tmp_path)["done"] == 1
 
 
 def test_the_first_failures_are_kept(tmp_path):
-    counted = Progress(tmp_path, 99, {})
+    counted = Progress(tmp_path, 99)
     for number in range(30):
         counted.fail("r1", number, "why")
-    counted.write([], 0, ended=True)
+    counted.write(ended=True)
     found = read_progress(tmp_path)
     assert found["failed"] == 30
     assert found["failures"][0] == ["r1", 0, "why"]

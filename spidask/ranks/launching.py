@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
-import os
 import socket
 import sys
 import time
-import traceback
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -18,17 +15,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-
-# Its functions keep the group of the moment of its import, for good; now there is none.
-import torch.distributed.nn
-from distributed import get_worker
 from distributed.comm.addressing import get_address_host
-from distributed.utils import get_ip, get_ip_interface
-from torch import distributed
+from distributed.utils import get_ip
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from spidask.errors import ClusterError, SpidaskError
+from spidask.errors import ClusterError
+from spidask.ranks.rank import Failure, Spot, run_rank
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -48,29 +40,6 @@ RESTART_S = 20.0
 """Time for restarted workers to come back."""
 
 
-@dataclass(frozen=True)
-class Rank:
-    """What a function that runs as a rank knows of itself.
-
-    Attributes
-    ----------
-    number, size : int
-        Which rank it is, and how many there are.
-    device : str
-        Where it computes.
-    neighbours : int
-        Ranks, of this group and of others, that may run on its machine at a time.
-    beat : callable
-        Tells the driver that there is progress.
-    """
-
-    number: int
-    size: int
-    device: str
-    neighbours: int
-    beat: Callable[[], object]
-
-
 def run_ranks(
     client: Client,
     function: Callable[..., Any],
@@ -79,6 +48,8 @@ def run_ranks(
     device: Callable[[], str],
     timeout_s: float,
     wait_s: float,
+    demand: Mapping[str, float],
+    progress: Callable[[tuple[Any, ...]], object] = lambda _arguments: None,
     tend: Callable[[], object] = lambda: None,
 ) -> list[Any]:
     """Run a function on groups of workers, one process group for each job.
@@ -86,7 +57,7 @@ def run_ranks(
     Parameters
     ----------
     client : distributed.Client
-        Whose workers do it. If any of them has the resource ``GPU``, only such ones do.
+        Whose workers do it.
     function : callable
         Gets its `Rank` and a job's arguments, and calls ``rank.beat`` regularly. After a fault
         it is begun anew, so it has to go on from what it left on disk.
@@ -100,6 +71,11 @@ def run_ranks(
         Ranks of which none beats for so long are hung.
     wait_s : float
         How long to wait for workers while no job runs.
+    demand : mapping
+        Resources that a rank takes; workers without them do nothing.
+    progress : callable
+        Says, of a job's arguments, how far it is on disk. A job that got further since it was
+        last begun has all its attempts anew.
     tend : callable
         Called again and again meanwhile, to look after the workers.
 
@@ -113,7 +89,8 @@ def run_ranks(
     SpidaskError
         The first that a rank raised; it is not tried again.
     ClusterError
-        If there are too few workers, or a job failed `ATTEMPTS` times; with the first cause.
+        If there are too few workers, or a job failed `ATTEMPTS` times without getting further;
+        with the first cause.
 
     Notes
     -----
@@ -122,7 +99,7 @@ def run_ranks(
     The driver hosts the store through which ranks meet, on the scheduler's network only; neither
     it nor gloo nor NCCL knows passwords or encryption.
     """
-    crew = _Crew(client, function, n_ranks, device, timeout_s, _listen(client))
+    crew = _Crew(client, function, n_ranks, device, timeout_s, demand, _listen(client))
     waiting = deque(_Job(number, arguments) for number, arguments in enumerate(jobs))
     running: list[_Group] = []
     results: dict[int, Any] = {}
@@ -130,12 +107,16 @@ def run_ranks(
     try:
         while waiting or running:
             workers = _list_workers(client)
-            fit = _choose(workers)
+            fit = _choose(workers, demand)
             free = [a for a in fit if not any(a in group.addresses for group in running)]
             while waiting and len(free) >= n_ranks:
                 chosen, free = free[:n_ranks], free[n_ranks:]
                 crew.neighbours = crew.neighbours or _count_neighbours(fit, n_ranks * len(jobs))
-                running.append(crew.start(waiting.popleft(), chosen, workers))
+                job = waiting.popleft()
+                reached = progress(job.arguments)
+                causes = job.causes if reached == job.reached else ()
+                job = dataclasses.replace(job, causes=causes, reached=reached)
+                running.append(crew.start(job, chosen))
             is_idle = not running
             for group in list(running):
                 group.collect()
@@ -165,6 +146,7 @@ class _Job:
     number: int
     arguments: tuple[Any, ...]
     causes: tuple[str, ...] = ()
+    reached: object = None
 
 
 @dataclass
@@ -195,24 +177,6 @@ class _Group:
                     self.outcomes[rank] = _fetch(future)
 
 
-@dataclass(frozen=True)
-class _Spot:
-    """Where a rank finds the others, and what it needs besides."""
-
-    number: int
-    size: int
-    host: str
-    port: int
-    prefix: str
-    timeout: timedelta
-    device: Callable[[], str]
-    neighbours: int
-
-    def connect(self) -> Store:
-        store = TCPStore(self.host, self.port, is_master=False, timeout=self.timeout)
-        return PrefixStore(self.prefix, store)
-
-
 @dataclass
 class _Crew:
     """What all groups of a call have in common."""
@@ -222,39 +186,31 @@ class _Crew:
     n_ranks: int
     device: Callable[[], str]
     timeout_s: float
+    demand: Mapping[str, float]
     store: TCPStore
     neighbours: int = 0
 
-    def start(self, job: _Job, addresses: list[str], workers: Workers) -> _Group:
+    def start(self, job: _Job, addresses: list[str]) -> _Group:
         prefix, host, port = uuid.uuid4().hex, self.store.host, self.store.port
         # Longer than the driver waits, so that it is the driver who tells what hangs.
         timeout = timedelta(seconds=START_S + 2 * self.timeout_s)
         more = (self.n_ranks, host, port, prefix, timeout, self.device, self.neighbours)
         futures = [
             self.client.submit(
-                _run_rank,
+                run_rank,
                 self.function,
-                _Spot(number, *more),
+                Spot(number, *more),
                 job.arguments,
                 key=f"rank{number}-{prefix}",
                 workers=[address],
                 allow_other_workers=False,
-                resources={"GPU": 1} if _has_gpu(workers[address]) else None,
+                resources=self.demand,
                 pure=False,
                 retries=0,
             )
             for number, address in enumerate(addresses)
         ]
         return _Group(job, addresses, futures, PrefixStore(prefix, self.store))
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """Why a rank ended, and as which one of its group."""
-
-    cause: str
-    order: int
-    error: SpidaskError | None = None
 
 
 def _fetch(future: Future[Any]) -> Any:
@@ -264,50 +220,7 @@ def _fetch(future: Future[Any]) -> Any:
         raise
     except Exception as error:
         # Not from the rank itself, which says when it failed.
-        return _Failure(f"{type(error).__name__}: {error}", sys.maxsize)
-
-
-def _run_rank(function: Callable[..., Any], spot: _Spot, arguments: tuple[Any, ...]) -> Any:
-    store = spot.connect()
-    if store.add(f"begun/{spot.number}", 1) != 1:
-        raise RuntimeError("begun twice; its worker was restarted (killed?)")
-    try:
-        device = spot.device()
-        _join(spot, store, device)
-        beat = functools.partial(store.add, f"beats/{spot.number}", 1)
-        result = function(Rank(spot.number, spot.size, device, spot.neighbours, beat), *arguments)
-        distributed.barrier()  # rank 0 may be busy still, and NCCL ends for all at a time
-        return result
-    except Exception as error:
-        # Before the group ends, for that makes the others fail for their part.
-        order = store.add("failures", 1)
-        log.info("rank %d failed", spot.number, exc_info=True)
-        # Its frames hold the group, whose connections would stay open.
-        traceback.clear_frames(error.__traceback__)
-        cause = f"{type(error).__name__}: {error}"
-        return _Failure(cause, order, error if isinstance(error, SpidaskError) else None)
-    finally:
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
-
-
-def _join(spot: _Spot, store: Store, device: str) -> None:
-    host = get_address_host(get_worker().address)
-    for _, name in socket.if_nameindex():
-        with contextlib.suppress(ValueError):
-            if get_ip_interface(name) == host:
-                # The network that Dask talks over, and no other.
-                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-                os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
-    on_gpu = device == "cuda"
-    distributed.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        store=store,
-        rank=spot.number,
-        world_size=spot.size,
-        timeout=spot.timeout,
-        device_id=torch.device("cuda", 0) if on_gpu else None,
-    )
+        return Failure(f"{type(error).__name__}: {error}", sys.maxsize)
 
 
 def _listen(client: Client) -> TCPStore:
@@ -322,17 +235,12 @@ def _list_workers(client: Client) -> Workers:
     return cast(Workers, client.scheduler_info(n_workers=-1)["workers"])
 
 
-def _has_gpu(worker: Mapping[str, Any]) -> bool:
-    return bool(worker["resources"].get("GPU"))
-
-
-def _choose(workers: Workers) -> list[str]:
-    on_gpu = any(_has_gpu(worker) for worker in workers.values())
+def _choose(workers: Workers, demand: Mapping[str, float]) -> list[str]:
     by_process = {
         # A process has one process group; workers in threads of one process share it.
         address.rpartition("/")[0] if address.startswith("inproc") else address: address
         for address, worker in workers.items()
-        if worker["status"] == "running" and _has_gpu(worker) == on_gpu
+        if worker["status"] == "running" and demand.keys() <= worker["resources"].keys()
     }
     return list(by_process.values())
 
@@ -346,7 +254,7 @@ def _find_fault(group: _Group, workers: Workers, timeout_s: float) -> str | None
     gone = [rank for rank, address in enumerate(group.addresses) if address not in workers]
     if gone:
         return f"{group.name(gone[0])} vanished (killed, or cut off?)"
-    failures = {r: found for r, found in group.outcomes.items() if isinstance(found, _Failure)}
+    failures = {r: found for r, found in group.outcomes.items() if isinstance(found, Failure)}
     if not failures:
         return _find_hung(group, workers, timeout_s)
     group.failed_at = group.failed_at or time.monotonic()
