@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+import time
 import urllib.request
 
 import dask.array as da
@@ -23,7 +24,7 @@ from spidask.monitor import watch
 from spidask.networks.device import choose_device, resolve_device
 from spidask.networks.member import load_member, save_member
 from spidask.preprocessing import preprocess
-from tests.conftest import Beamtime
+from tests.conftest import Beamtime, write_run
 
 
 def label(beamtime, output, client=None, **inference):
@@ -172,24 +173,35 @@ def test_what_a_shard_took_and_showed_is_told(beamtime, tmp_path):
 
 
 def test_reading_overlaps_with_scoring(beamtime, tmp_path, monkeypatch):
-    # A worker with two threads, as one on a GPU has: while a block is scored the next is read.
-    reading, scoring = threading.Event(), threading.Event()
-    seen = []
-
-    def read_while_scoring(block, recipe):
-        if scoring.is_set():
-            seen.append("read while scoring")
-            reading.set()
-        return calibrate(block, recipe)
-
-    def score_slowly(*args, **kwargs):
-        scoring.set()
-        reading.wait(10)
-        return score(*args, **kwargs)
-
+    """Two threads as of a worker on a GPU, which does one thing at a time."""
+    device, spans = threading.Lock(), {"read": [], "score": []}
     calibrate, score = preprocessing._calibrate_block, scoring_module.score
-    monkeypatch.setattr(preprocessing, "_calibrate_block", read_while_scoring)
-    monkeypatch.setattr(scoring_module, "score", score_slowly)
+
+    def slowly(what, function):
+        start = time.perf_counter()
+        time.sleep(0.02)
+        result = function()
+        spans[what].append((start, time.perf_counter()))
+        return result
+
+    def score_alone(*args, **more):
+        with device:
+            return slowly("score", lambda: score(*args, **more))
+
+    monkeypatch.setattr(
+        preprocessing,
+        "_calibrate_block",
+        lambda *a, **k: slowly("read", lambda: calibrate(*a, **k)),
+    )
+    monkeypatch.setattr(scoring_module, "score", score_alone)
     monkeypatch.setattr("spidask.inference.shards._n_threads", lambda: 2)
-    label(beamtime, tmp_path, frames_per_block=16)
-    assert seen
+    write_run(tmp_path / "r0001.h5", 1024, 5, 0.9)
+    one_run = Beamtime(tmp_path, beamtime.members)
+    label(one_run, tmp_path, frames_per_block=64, frames_per_shard=1024)
+    # Reading and scoring of 16 blocks by turns would share no moment.
+    shared = sum(
+        max(min(end, other_end) - max(start, other_start), 0)
+        for start, end in spans["score"]
+        for other_start, other_end in spans["read"]
+    )
+    assert shared > 0.25 * sum(end - start for start, end in spans["read"])
