@@ -124,8 +124,7 @@ def run(
 ) -> None:
     """Train, classify, select, export and report; what is done is not done again."""
     settings = load_config(config, set_ or [])
-    if not follow:  # the first run may still be to come
-        _refuse_problems(settings)
+    _refuse_problems(settings, follow)
     with _progress() as progress:
         manifest = pipeline.run(settings, until, progress, follow=follow)
     _print_counts(settings, manifest)
@@ -178,8 +177,11 @@ def schema() -> None:
 
 def main() -> None:
     """Run the command line."""
-    # A batch system's request to end: leave by the way that cancels the workers' jobs.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # A batch system's request to end, or a terminal that is gone: leave by the way that cancels
+    # the workers' jobs. What is ignored, as under nohup, stays so.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     app()
 
 
@@ -201,13 +203,20 @@ def _set_up_logging() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def _refuse_problems(settings: Config) -> None:
+def _refuse_problems(settings: Config, follow: bool) -> None:
     # Before anything is simulated or trained.
     problems = checks.check(settings)
+    if follow:  # files and labelled runs may still be to come
+        problems = [problem for problem in problems if _is_about_settings(problem)]
     for problem in problems:
         print(problem, file=sys.stderr)
     if any(problem.severity == "error" for problem in problems):
         raise typer.Exit(2)
+
+
+def _is_about_settings(problem: checks.Problem) -> bool:
+    section = problem.place.partition(".")[0]
+    return section in Config.model_fields and section not in ("runs", "labels")
 
 
 @contextmanager

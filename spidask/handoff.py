@@ -253,8 +253,8 @@ def _in_order(
             waiting.extend(
                 client.submit(work, t, pure=False) for t in islice(tasks, max(n_free, 0))
             )
-            wait_for_some([waiting[0]])
             pool.tend(n_left)
+            wait_for_some([waiting[0]])
         yield waiting.popleft().result()
 
 

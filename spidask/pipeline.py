@@ -20,6 +20,7 @@ from spidask.errors import ConfigError, DataError, StoreError
 from spidask.handoff import export, photons_are_current
 from spidask.inference import Shard, classify_runs
 from spidask.io.files import follow_files, natural_key
+from spidask.io.fingerprint import drop_changed_runs
 from spidask.io.labels import drop_unreadable, read_labels
 from spidask.io.manifest import note, read_config
 from spidask.io.runs import open_runs
@@ -68,7 +69,8 @@ def run(
     progress : callable
         Called with every finished shard and the number of shards to do.
     follow : bool
-        Wait for more runs when all are done, and do them, until interrupted.
+        Wait for more runs when all are done, and do them, until interrupted. A run whose files
+        change later is labelled anew.
 
     Returns
     -------
@@ -88,14 +90,23 @@ def run(
     """
     if until not in STAGES:
         raise ConfigError(f"--until {until}: no such stage; stages are {', '.join(STAGES)}")
+    last = STAGES.index(until)
     with _start(config) as client:
         if not follow:
-            return _do_stages(config, STAGES.index(until), progress, client)
-        manifest: dict[str, Any] = {"counts": {}}
-        for files in follow_files(config.runs.files):
-            settled = config.runs.model_copy(update={"files": files})
-            now = config.model_copy(update={"runs": settled})
-            manifest = _do_stages(now, STAGES.index(until), progress, client)
+            return _do_stages(config, last, progress, client)
+        return _follow(config, last, progress, client)
+
+
+def _follow(config: Config, last: int, progress: OnShard, client: Client | None) -> dict[str, Any]:
+    manifest: dict[str, Any] = {"counts": {}}
+    for files in follow_files(config.runs.files):
+        settled = config.runs.model_copy(update={"files": files})
+        now = config.model_copy(update={"runs": settled})
+        try:
+            manifest = _do_stages(now, last, progress, client, renew=True)
+        except DataError as error:
+            # The file that is at fault, or the run that lacks, may be on its way.
+            log.warning("%s; waiting for more files", error)
     return manifest
 
 
@@ -120,7 +131,12 @@ def _take_folder(config: Config, stack: ExitStack) -> None:
 
 
 def _do_stages(
-    config: Config, last: int, progress: OnShard, client: Client | None
+    config: Config,
+    last: int,
+    progress: OnShard,
+    client: Client | None,
+    *,
+    renew: bool = False,
 ) -> dict[str, Any]:
     frames = open_beamtime(config)
     facts = {"read": _count_read(frames)}
@@ -131,6 +147,9 @@ def _do_stages(
         with report_performance(client, output / "performance" / "train.html"):
             members, facts["train"] = _train(frames, config, client)
     files = sign_inputs(frames, config)
+    if renew:
+        for name in drop_changed_runs(output / "labels.zarr", files):
+            log.warning("the files of run %s have changed: it is labelled anew", name)
     refuse_stale_labels(members, files, config)
     # Not before here, so that settings which were refused leave no trace.
     note(config, facts)

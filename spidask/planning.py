@@ -21,6 +21,7 @@ from spidask.io.runs import choose_block, open_runs
 from spidask.io.stack import EVENT_IDS
 from spidask.provenance import awaits_simulation
 from spidask.simulation.detector import PANEL
+from spidask.units import format_bytes, format_seconds
 
 HIT_RATE = 0.016
 """Hits per frame where nothing else is known: 190 000 of 12 million (Assalauova 2020)."""
@@ -75,15 +76,16 @@ class Plan:
     task_bytes, process_bytes : int
         What a task reads, and the memory of the process that does it.
     processes : int
-        Processes at a time.
+        Processes at a time, on this machine, in a job, or on an allocation's node.
     machine_bytes : int
-        Memory of this machine, or of a batch job.
+        Memory of this machine, or of a batch job; 0 where the workers' machines are not known.
     hit_rate : float
         Share of hits that `output_bytes` assumes.
     output_bytes : dict
         File to the bytes expected.
     workers : int
-        Workers of all jobs, or of this machine.
+        Workers of all jobs, of an allocation, or of this machine; of a scheduler that runs, what
+        `gpus` and `cpu_workers` say.
     jobs : int
         Batch jobs at a time; 0 where there is no batch system.
     seconds : dict
@@ -125,6 +127,7 @@ class Plan:
         memory = self.processes * self.process_bytes
         output = ", ".join(f"{k} {format_bytes(v)}" for k, v in self.output_bytes.items())
         place = "a job's" if self.jobs else "this"
+        has = f"{place} machine has {format_bytes(self.machine_bytes)}"
         times = ", ".join(f"{k} {format_seconds(v)}" for k, v in self.seconds.items())
         jobs = f"{self.jobs} jobs at a time, {self.workers} workers in all"
         told = [
@@ -137,7 +140,7 @@ class Plan:
             f"task     reads {format_bytes(self.task_bytes)}; its process takes about "
             f"{format_bytes(self.process_bytes)}",
             f"memory   {self.processes} processes at a time, about {format_bytes(memory)}; "
-            f"{place} machine has {format_bytes(self.machine_bytes)}",
+            + (has if self.machine_bytes else "the memory of their machines is not known here"),
             f"output   {format_bytes(sum(self.output_bytes.values()))} if {self.hit_rate:.1%} of "
             f"the frames are hits: {output}",
             f"time     {times}, at the rates of one CPU core for each worker; neither GPUs nor a "
@@ -198,7 +201,7 @@ def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
     processes, threads = _processes(config)
     size, hit_rate = given.dtype.itemsize, _expected_hit_rate(config)
     queued = config.cluster.kind in QUEUES
-    n_workers = processes * (config.cluster.jobs if queued else 1)
+    n_workers = processes * (config.cluster.jobs if queued else _count_nodes(config))
     return Plan(
         runs=len(given.lengths),
         files=given.files,
@@ -214,7 +217,7 @@ def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
         task_bytes=max(min(per_shard, n) * read[name] * size for name, n in given.lengths.items()),
         process_bytes=PROCESS_BYTES + threads * _block_bytes(config, given, max(read.values())),
         processes=processes,
-        machine_bytes=parse_bytes(config.cluster.job.memory) if queued else int(MEMORY_LIMIT),
+        machine_bytes=_machine_bytes(config),
         hit_rate=hit_rate,
         output_bytes=_output_bytes(config, n_frames, hit_rate, pixels, given.event_ids),
         workers=n_workers,
@@ -252,55 +255,6 @@ def open_headers(config: Config) -> xr.Dataset:
         frames_per_block=config.inference.frames_per_block,
         cache=index if os.access(index, os.W_OK) and os.access(index.parent, os.W_OK) else None,
     )
-
-
-def format_bytes(n: float) -> str:
-    """Write a number of bytes with its unit.
-
-    Parameters
-    ----------
-    n : float
-        Bytes.
-
-    Returns
-    -------
-    str
-        Three digits and a decimal unit.
-
-    Examples
-    --------
-    >>> format_bytes(12_582_912_000_000), format_bytes(950)
-    ('12.6 TB', '950 B')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 999.5:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.3g} TB"
-
-
-def format_seconds(seconds: float) -> str:
-    """Write a time with its unit.
-
-    Parameters
-    ----------
-    seconds : float
-        Seconds.
-
-    Returns
-    -------
-    str
-        Two digits or more.
-
-    Examples
-    --------
-    >>> format_seconds(9.4), format_seconds(5400), format_seconds(200_000)
-    ('9.4 s', '90 min', '56 h')
-    """
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.2g} s" if seconds < 100 else f"{seconds:.0f} s"
 
 
 def _seconds(config: Config, n_frames: int, hit_rate: float, n_workers: int) -> dict[str, float]:
@@ -363,7 +317,22 @@ def _processes(config: Config) -> tuple[int, int]:
         return 1, len(os.sched_getaffinity(0))
     if cluster.kind in QUEUES:
         return cluster.n_workers, cluster.job.cores // cluster.n_workers
+    if cluster.kind == "allocation":
+        return cluster.n_workers, int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+    if cluster.kind == "scheduler":
+        return max((cluster.gpus or 0) + (cluster.cpu_workers or 0), 1), 1
     return sum(count_local_workers(cluster)), 1
+
+
+def _count_nodes(config: Config) -> int:
+    in_allocation = config.cluster.kind == "allocation"
+    return int(os.environ.get("SLURM_NNODES", "1")) if in_allocation else 1
+
+
+def _machine_bytes(config: Config) -> int:
+    if config.cluster.kind in QUEUES:
+        return int(parse_bytes(config.cluster.job.memory))
+    return int(MEMORY_LIMIT) if config.cluster.kind in ("local", "inline") else 0
 
 
 def _expected_hit_rate(config: Config) -> float:

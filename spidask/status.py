@@ -17,6 +17,7 @@ from spidask.io import store
 from spidask.io.manifest import read_manifest
 from spidask.io.progress import read_progress
 from spidask.records import find_holder
+from spidask.units import format_seconds
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Status:
         lines = [
             f"classify: {told['done']} of {told['shards']} shards in this go, "
             f"{told['frames_per_second']:g} frames/s, {share:.2%} hits, {told['failed']} shards "
-            f"failed; {state} {_say_age(now - told['updated'])} ago",
+            f"failed; {state} {format_seconds(now - told['updated'])} ago",
         ]
         if told["stopped"]:
             lines.append(f"classify: stopped: {told['stopped']}")
@@ -188,13 +189,6 @@ def _measure_run(labels: Path, name: str) -> RunStatus:
     shards = store.count_shards(n_frames, per_shard)
     hits = int((np.asarray(hit[:]) & is_done).sum())
     return RunStatus(name, shards, shards - len(missing), n_frames, int(is_done.sum()), hits)
-
-
-def _say_age(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    if hours >= 2:
-        return f"{hours:.0f} h"
-    return f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
 
 
 def _say_counts(counts: Mapping[str, object]) -> str:

@@ -349,3 +349,34 @@ def test_runs_that_appear_are_followed(beamtime, tmp_path, monkeypatch):
     pipeline.run(once, "select")
     for found in ("selection.csv", "metrics.csv"):
         assert (output / found).read_bytes() == (tmp_path / "once" / found).read_bytes()
+
+
+def test_what_is_followed_may_be_cut_off_or_grow_later(beamtime, tmp_path, monkeypatch, caplog):
+    folder, output = tmp_path / "runs", tmp_path / "out"
+    folder.mkdir()
+    whole = (beamtime.folder / "r0001.h5").read_bytes()
+    (folder / "r0001.h5").write_bytes(whole[: len(whole) // 2])
+    steps = iter(range(20))
+
+    def wait(_seconds):
+        match next(steps):
+            case 2:
+                (folder / "r0001.h5").write_bytes(whole)
+            case 5:  # the run goes on in another file
+                shutil.copy2(beamtime.folder / "r0002.h5", folder / "r0001_2.h5")
+            case 8:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("spidask.io.files.time.sleep", wait)
+    runs = {"files": [str(folder / "r*.h5")], "pattern": r"(?P<run>r\d+)"}
+    members = {"members": [str(path) for path in beamtime.members]}
+    labels = {"file": None, "truth": None}
+    config = beamtime.config(output, runs=runs, inference=members, labels=labels)
+    manifest = pipeline.run(config, "select", follow=True)
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert any("r0001.h5" in text and "waiting for more files" in text for text in told)
+    assert "the files of run r0001 have changed: it is labelled anew" in told
+    assert manifest["counts"]["select"]["frames"] == 300
+    once = beamtime.config(tmp_path / "once", runs=runs, inference=members, labels=labels)
+    pipeline.run(once, "select")
+    assert read_table(output).equals(read_table(tmp_path / "once"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Imported for the checks that they add, in the order in which problems are told.
-from spidask.checks import ensemble, inputs, resources  # noqa: F401
+from spidask.checks import ensemble, inputs, resources, workers  # noqa: F401
 from spidask.checks.problems import CHECKS, Beamtime, Problem, group
 from spidask.config import Config
 

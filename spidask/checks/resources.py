@@ -16,7 +16,7 @@ from spidask.errors import ClusterError, SpidaskError, StoreError
 from spidask.io.files import natural_key
 from spidask.io.fingerprint import read_fingerprint
 from spidask.networks.device import resolve_device
-from spidask.planning import format_bytes, make_plan
+from spidask.planning import make_plan
 from spidask.provenance import (
     awaits_simulation,
     refuse_changed_training,
@@ -25,6 +25,7 @@ from spidask.provenance import (
     sign_inputs,
     training_settings,
 )
+from spidask.units import format_bytes
 
 
 @finds
@@ -46,26 +47,6 @@ def _no_device(beamtime: Beamtime) -> Iterator[Problem]:
                 f"this GPU has compute capability {major}.{minor}, torch {torch.__version__} is "
                 f"built for {', '.join(built)}; set cpu or install another torch",
             )
-
-
-SUBMIT = {
-    "slurm": "sbatch",
-    "pbs": "qsub",
-    "sge": "qsub",
-    "lsf": "bsub",
-    "htcondor": "condor_submit",
-}
-
-
-@finds
-def _no_queue(beamtime: Beamtime) -> Iterator[Problem]:
-    """A batch system that this machine does not know."""
-    kind = beamtime.config.cluster.kind
-    if kind in SUBMIT and not shutil.which(SUBMIT[kind]):
-        yield Problem(
-            "cluster.kind",
-            f"{kind}: this machine has no {SUBMIT[kind]}; run on a login node, or set local",
-        )
 
 
 def _runs_on(capability: tuple[int, int], built: list[str]) -> bool:
@@ -99,12 +80,13 @@ def _too_large(beamtime: Beamtime) -> Iterator[Problem]:
         return
     plan = make_plan(beamtime.config, beamtime.frames)
     needed = plan.processes * plan.process_bytes
-    if needed > plan.machine_bytes:
+    other = "raise cluster.job.memory" if plan.jobs else "cluster.cpu_workers"
+    if plan.machine_bytes and needed > plan.machine_bytes:
         yield Problem(
             "inference.frames_per_block",
             f"{plan.processes} processes with blocks of {plan.frames_per_block} frames take about "
             f"{format_bytes(needed)}, there are {format_bytes(plan.machine_bytes)}; lower it, or "
-            "cluster.cpu_workers",
+            f"{other}",
             "warning",
         )
     output, size = _nearest(Path(beamtime.config.output)), sum(plan.output_bytes.values())

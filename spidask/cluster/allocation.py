@@ -6,9 +6,10 @@ import importlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from distributed import Client
 from distributed.security import Security
@@ -62,11 +63,10 @@ def join_allocation(settings: config.Cluster, output: str | Path) -> Iterator[Cl
         os.environ.get(name, "0")
         for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     )
+    if rank == SCHEDULER:
+        # A job that was killed left its own.
+        _remove(path for path in folder.iterdir() if step not in path.name)
     security = share_security(folder / f"{step}.pem", create=rank == SCHEDULER)
-    index = place_on_node(rank, local)
-    on_gpu = 0 <= index < (settings.gpus or 0)
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = given.split(",") if given else [str(i) for i in range(settings.gpus or 0)]
     slurm = importlib.import_module("dask_jobqueue.slurm")
     try:
         runner = slurm.SLURMRunner(
@@ -78,16 +78,7 @@ def join_allocation(settings: config.Cluster, output: str | Path) -> Iterator[Cl
                 "dashboard_address": f"127.0.0.1:{settings.dashboard_port}",
             },
             worker_class="distributed.Nanny",
-            worker_options={
-                "protocol": "tls://",
-                "security": security,
-                "nthreads": int(os.environ.get("SLURM_CPUS_PER_TASK", "1")),
-                "resources": {GPU if on_gpu else CPU: 1},
-                "env": pin_environment(index if on_gpu else len(devices), devices),
-                "local_directory": settings.job.local_directory,
-                "dashboard": False,
-                "dashboard_address": "127.0.0.1:0",
-            },
+            worker_options=_worker_options(settings, security, place_on_node(rank, local)),
         )
     except slurm.WorldTooSmallException as error:
         raise ClusterError(f"cluster.kind: allocation: {error} Raise srun's --ntasks.") from None
@@ -98,9 +89,30 @@ def join_allocation(settings: config.Cluster, output: str | Path) -> Iterator[Cl
             _wait_for_all(client, int(os.environ["SLURM_NTASKS"]) - DRIVER - 1)
             yield client
         finally:
+            # First, as a job that is cancelled has little time.
+            _remove(folder.glob(f"*{step}*"))
             client.shutdown()
-            for path in folder.glob(f"*{step}*"):
-                path.unlink(missing_ok=True)
+
+
+def _worker_options(settings: config.Cluster, security: Security, index: int) -> dict[str, Any]:
+    on_gpu = 0 <= index < (settings.gpus or 0)
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = given.split(",") if given else [str(i) for i in range(settings.gpus or 0)]
+    return {
+        "protocol": "tls://",
+        "security": security,
+        "nthreads": int(os.environ.get("SLURM_CPUS_PER_TASK", "1")),
+        "resources": {GPU if on_gpu else CPU: 1},
+        "env": pin_environment(index if on_gpu else len(devices), devices),
+        "local_directory": settings.job.local_directory,
+        "dashboard": False,
+        "dashboard_address": "127.0.0.1:0",
+    }
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        path.unlink(missing_ok=True)
 
 
 def _wait_for_all(client: Client, n_workers: int) -> None:

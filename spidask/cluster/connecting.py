@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import dask
-from distributed import Client, Nanny, Scheduler
+from distributed import Client, Nanny, Scheduler, Status
 from distributed.deploy.spec import SpecCluster
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
@@ -191,10 +191,14 @@ def _start_queue(settings: config.Cluster, output: str | Path) -> Iterator[Any]:
         silence_logs="error",
         **job_arguments(settings, output),
     ) as cluster:
-        cluster.scale(jobs=settings.jobs)
-        logs = log_folder(settings, output)
-        log.info("%d %s jobs asked for; their logs: %s", settings.jobs, settings.kind, logs)
-        yield cluster
+        # A `Pool` asks for jobs when there is work for them.
+        log.info("jobs' logs: %s", log_folder(settings, output))
+        try:
+            yield cluster
+        finally:
+            # Dask wants to see that those which are gone soon, or were refused, do not run.
+            for job in cluster.workers.values():
+                job.status = Status.closing
     for part in ("ca_file", "cert", "key"):
         getattr(cluster, f"_job_{part}").close()
 
@@ -226,6 +230,8 @@ def _join(place: str) -> Client:
             f"cluster.scheduler: {place} is neither an address, such as tls://node:8786, nor a "
             "scheduler file that is there"
         )
+    if place.startswith("tcp://"):
+        log.warning("%s speaks no TLS: whoever reaches it can run code as you", place)
     try:
         if "://" in place:
             return Client(place, security=Security(), timeout=JOIN_TIMEOUT_S)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distributed import Client, Future, wait
+from distributed import Client, Future, Status, wait
 
 from spidask import config
 from spidask.cluster.devices import CPU, GPU, count_local_workers
@@ -88,14 +89,14 @@ class Pool:
             If there was no worker for `wait_minutes`, or jobs are refused or end in vain again
             and again; says what the queue says.
         """
-        now = time.monotonic()
+        now, workers = time.monotonic(), self.workers
         if self.n_able:
             self._last_worker = now
         if now - self._last_look >= LOOK_EVERY_S:
             self._last_look = now
             if self._settings.kind in QUEUES:
-                self._keep_jobs(n_left)
-            write_cluster(self._output, workers=len(self.workers))
+                self._keep_jobs(n_left, {str(worker["name"]) for worker in workers.values()})
+            write_cluster(self._output, workers=len(workers))
         if now - self._last_worker > 60 * self._settings.wait_minutes:
             raise ClusterError(self._say_none(), jobs=self.jobs)
 
@@ -103,19 +104,20 @@ class Pool:
     def _cluster(self) -> Any:
         return self._client.cluster
 
-    def _keep_jobs(self, n_left: int) -> None:
+    def _keep_jobs(self, n_left: int, names: set[str]) -> None:
         refused = [name for name, job in self._cluster.workers.items() if not job.job_id]
         self._client.sync(self._ask_again, refused)
         ids = {str(job.job_id): name for name, job in self._cluster.workers.items() if job.job_id}
         if self._settings.kind == "slurm":
             self.jobs = list_jobs(list(ids))
-        lost = self._find_lost(ids)
+        lost = self._find_lost(ids, names)
         in_vain = [job_id for job_id in lost if job_id not in self._heard]
         self._n_in_vain = 0 if self._heard & ids.keys() - lost.keys() else self._n_in_vain
         self._n_in_vain += len(in_vain)
         if self._n_in_vain >= max(TRIES, self._settings.jobs):
             self._refuse_in_vain(in_vain)
-        wanted = min(self._settings.jobs, max(n_left, 1))
+        per_job = self._settings.gpus or self._settings.n_workers
+        wanted = min(self._settings.jobs, max(math.ceil(n_left / per_job), 1))
         self._client.sync(self._replace, lost, wanted)
         jobs = [str(job.job_id) for job in self._cluster.workers.values() if job.job_id]
         write_cluster(self._output, jobs=jobs)
@@ -136,19 +138,20 @@ class Pool:
         for job_id, name in lost.items():
             log.warning("job %s is lost", job_id)
             cluster.worker_spec.pop(name, None)
-            await cluster.workers.pop(name).close()
+            job = cluster.workers.pop(name)
+            await job.close()
+            job.status = Status.closed
         if len(cluster.workers) < wanted:
             log.info("%d more jobs asked for", wanted - len(cluster.workers))
             # Also asks anew for jobs whose place is kept but which Dask knows to have ended.
             cluster.scale(jobs=max(wanted, len(cluster.worker_spec)))
 
-    def _find_lost(self, ids: Mapping[str, Any]) -> dict[str, Any]:
+    def _find_lost(self, ids: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
         """Jobs that the queue does not know, or whose workers are silent too long."""
         if self.jobs is None:
             return {}
         is_asked = self._settings.kind == "slurm"
         states = {job.job_id: job.state for job in self.jobs}
-        names = {str(worker["name"]) for worker in self.workers.values()}
         lost, now = {}, time.monotonic()
         for job_id, name in ids.items():
             speaks = any(one == str(name) or one.startswith(f"{name}-") for one in names)

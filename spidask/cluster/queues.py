@@ -109,8 +109,19 @@ def job_arguments(settings: config.Cluster, output: str | Path) -> dict[str, Any
     -------
     dict
         Keyword arguments of its job classes.
+
+    Raises
+    ------
+    ConfigError
+        If a path cannot stand in a job's script, or a directive does not fit.
     """
     job = settings.job
+    for path in (str(tls_folder(output)), log_folder(settings, output)):
+        if len(path.split()) > 1:
+            raise ConfigError(
+                f"output: '{path}' has a space in it, and the scripts of jobs do not bear that; "
+                "choose another output"
+            )
     arguments: dict[str, Any] = {
         "cores": job.cores,
         "memory": job.memory,

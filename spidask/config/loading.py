@@ -148,16 +148,23 @@ def _with_site(values: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(own, dict) or not isinstance(own.get("site"), str):
         return values
     path = own["site"]
-    site = _read(path)
-    if set(site) != {"cluster"} or not isinstance(site["cluster"], dict):
-        raise ConfigError(f"cluster.site: {path} holds {', '.join(site)}; expected only 'cluster:'")
     try:
-        Cluster.model_validate(site["cluster"])
+        site = _read(path)
+    except ConfigError as error:
+        raise ConfigError(f"cluster.site: {error}") from None
+    section = site.get("cluster")
+    if set(site) != {"cluster"} or not isinstance(section, dict) or "site" in section:
+        raise ConfigError(
+            f"cluster.site: {path}: expected one section 'cluster:' with settings, and no 'site' "
+            f"in it; it holds {', '.join(site)}"
+        )
+    try:
+        Cluster.model_validate(section)
     except ValidationError as error:
         raise ConfigError(explain(error, Cluster, f"cluster.site: {path}: cluster")) from None
-    merged = {**site["cluster"], **own, "site": None}
+    merged = {**section, **own, "site": None}
     if isinstance(own.get("job", {}), dict):
-        merged["job"] = {**site["cluster"].get("job", {}), **own.get("job", {})}
+        merged["job"] = {**section.get("job", {}), **own.get("job", {})}
     return {**values, "cluster": merged}
 
 

@@ -148,6 +148,7 @@ def _evaluate(
     waiting, running = iter(tasks), dict[Future[Any], tuple[str, int]]()
     n_left = len(tasks)
     while n_left:
+        pool.tend(n_left)
         # Workers come and go, and each has one shard in work and one that waits.
         n_free = TASKS_PER_WORKER * max(pool.n_able, 1) - len(running)
         for run, number, task in islice(waiting, max(n_free, 0)):
@@ -159,7 +160,6 @@ def _evaluate(
             error = future.exception()
             yield run, number, error if error is not None else future.result()
             n_left -= 1
-        pool.tend(n_left)
         progress.write()
 
 

@@ -66,19 +66,22 @@ def follow_files(files: Sequence[str], every_s: float = FOLLOW_EVERY_S) -> Itera
     ------
     list of str
         All files that have not changed between two looks, in natural order, whenever there are
-        more of them. A file that is still written to comes later.
+        more of them, or one has changed after all or is gone. A file that is still written to
+        comes later.
     """
     states: dict[str, tuple[int, int]] = {}
-    settled: set[str] = set()
+    settled: dict[str, tuple[int, int]] = {}
     log.info("waiting for runs; Ctrl-C ends this")
     with suppress(KeyboardInterrupt):
         while True:
             found = {p for f in files for p in glob.glob(os.path.expanduser(f), recursive=True)}
             # What is moved while it is looked at comes later under its new name.
             before, states = states, {p: s for p in found if (s := _state(p))}
-            new = {path for path, state in states.items() if before.get(path) == state} - settled
-            if new:
-                settled |= new
+            now = {p: s for p, s in states.items() if before.get(p) == s}
+            # One that grows again keeps its place until it is whole.
+            now |= {p: s for p, s in settled.items() if p in states and p not in now}
+            if now != settled:
+                settled = now
                 yield sorted(settled, key=natural_key)
             time.sleep(every_s)
 

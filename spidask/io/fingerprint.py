@@ -87,6 +87,34 @@ def check_fingerprint(stored: Mapping[str, Any], present: Mapping[str, Any]) -> 
         )
 
 
+def drop_changed_runs(
+    store: str | Path, files: Mapping[str, Sequence[Sequence[str | int]]]
+) -> list[str]:
+    """Remove the labels of runs whose files have changed since.
+
+    Parameters
+    ----------
+    store : str or pathlib.Path
+        The folder ``labels.zarr``.
+    files : mapping
+        Name of the run to what describes its files now.
+
+    Returns
+    -------
+    list of str
+        The runs that are removed.
+    """
+    now = json.loads(json.dumps({f"{FILES}.{run}": told for run, told in files.items()}))
+    changed = [
+        key.removeprefix(f"{FILES}.")
+        for key, told in read_fingerprint(store).items()
+        if key.startswith(f"{FILES}.") and now.get(key) != told
+    ]
+    for run in changed:
+        del open_root(store)[run]
+    return changed
+
+
 def _say_change(key: str, old: Any, new: Any) -> str:
     if not key.startswith(f"{FILES}."):
         return f"{key} was {json.dumps(old)}, is {json.dumps(new)}"

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import xarray as xr
 import yaml
 
 from spidask import pipeline
-from spidask.cluster import connect, pool
+from spidask.cluster import connect, pool, read_cluster
 from spidask.config import Cluster, load_config
 from spidask.errors import ClusterError
 from spidask.inference import classify_runs
@@ -66,6 +67,15 @@ def label(run: Beamtime, config, client=None, progress=lambda _shard, _n: None) 
     return gather_labels(store)
 
 
+def wait_for_workers(tended: pool.Pool, n_workers: int) -> None:
+    """Have jobs asked for, and wait for workers of theirs that can do a shard."""
+    deadline = time.monotonic() + 60
+    while tended.n_able < n_workers:
+        assert time.monotonic() < deadline
+        tended.tend(99)
+        time.sleep(0.1)
+
+
 def assert_equal_bits(found: xr.Dataset, expected: xr.Dataset) -> None:
     assert set(found.variables) == set(expected.variables)
     for name in expected.data_vars:
@@ -84,6 +94,9 @@ def test_a_whole_node_is_shared_out(tmp_path):
     job = {"cores": 6, "memory": "6GB", "directives": ["--gres=gpu:2"], "walltime": "00:10:00"}
     settings = Cluster(kind="slurm", gpus=2, cpu_workers=1, jobs=2, job=job)
     with connect(settings, tmp_path) as client:
+        tended = pool.Pool(client, settings, str(tmp_path))
+        assert tended.demand == {"GPU": 1}
+        wait_for_workers(tended, 4)
         client.wait_for_workers(6, timeout=60)
         workers = client.scheduler_info(n_workers=-1)["workers"]
         seen = client.run(
@@ -108,6 +121,7 @@ def test_a_whole_node_is_shared_out(tmp_path):
 def test_labels_of_a_slurm_cluster_are_those_of_one_process(long_run, reference, tmp_path):
     config = config_of(long_run, tmp_path, cpu_workers=1, gpus=1)
     with connect(config.cluster, config.output) as client:
+        wait_for_workers(pool.Pool(client, config.cluster, config.output), 2)
         client.wait_for_workers(4, timeout=60)
         found = label(long_run, config, client)
         workers = client.scheduler_info(n_workers=-1)["workers"]
@@ -162,7 +176,7 @@ def test_a_lost_worker_changes_no_label(
     monkeypatch.setattr(pool, "LOOK_EVERY_S", 1.0)
     config = config_of(long_run, tmp_path)
     with connect(config.cluster, config.output) as client:
-        client.wait_for_workers(2, timeout=60)
+        wait_for_workers(pool.Pool(client, config.cluster, config.output), 2)
         start = time.perf_counter()
         progress = after(8, lambda: STRIKES[strike](queue))
         found = label(long_run, config, client, progress)
@@ -177,7 +191,7 @@ def test_a_lost_job_is_replaced(queue, long_run, reference, tmp_path, monkeypatc
     config = config_of(long_run, tmp_path, jobs=1)
     n_before = len(queue.jobs())
     with connect(config.cluster, config.output) as client:
-        client.wait_for_workers(1, timeout=60)
+        wait_for_workers(pool.Pool(client, config.cluster, config.output), 1)
         progress = after(4, lambda: STRIKES["scancel"](queue))
         found = label(long_run, config, client, progress)
     assert_equal_bits(found, reference)
@@ -191,6 +205,31 @@ def test_no_worker_says_what_squeue_says(long_run, tmp_path, monkeypatch):
     job = {"cores": 2, "memory": "2GB", "walltime": "00:10:00", "directives": ["--hold"]}
     config = config_of(long_run, tmp_path, jobs=1, gpus=None, job=job, wait_minutes=0.05)
     expected = r"no worker came within 0.05 minutes; squeue says: 1 PENDING \(JobHeldUser\).*logs"
+    with (
+        connect(config.cluster, config.output) as client,
+        pytest.raises(ClusterError, match=expected),
+    ):
+        label(long_run, config, client)
+
+
+@pytest.mark.usefixtures("queue")
+def test_what_sbatch_says_is_told(long_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "LOOK_EVERY_S", 0.5)
+    job = {"cores": 2, "memory": "2GB", "queue": "nowhere"}
+    config = config_of(long_run, tmp_path, jobs=1, gpus=None, job=job)
+    with (
+        connect(config.cluster, config.output) as client,
+        pytest.raises(ClusterError, match=r"refused.*invalid partition specified: nowhere"),
+    ):
+        label(long_run, config, client)
+
+
+@pytest.mark.usefixtures("queue")
+def test_jobs_that_end_at_once_are_not_asked_for_for_ever(long_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "LOOK_EVERY_S", 0.5)
+    job = {"cores": 2, "memory": "2GB", "python": "/nowhere/python"}
+    config = config_of(long_run, tmp_path, jobs=1, gpus=None, job=job)
+    expected = r"4 jobs in a row .* the end of its log in .*logs: .*/nowhere/python: No such file"
     with (
         connect(config.cluster, config.output) as client,
         pytest.raises(ClusterError, match=expected),
@@ -230,14 +269,17 @@ def test_a_killed_driver_goes_on_where_the_store_says(queue, long_run, reference
     driver.kill()
     driver.wait()
     assert any("RUNNING" in line for line in status.lines())
+    assert f"driver: process {driver.pid} on {socket.gethostname()}" in status.lines()
     assert any("ssh -N -L" in line for line in status.lines())
-    # The workers see that their scheduler is gone, and their jobs end.
-    queue.wait(
-        lambda: all(j.state != "RUNNING" for j in queue.jobs().values()), "no jobs", seconds=60
-    )
+    left = read_cluster(tmp_path / "out")["jobs"]
+    assert left
     again = start_run(config, tmp_path / "out")
     assert again.wait(timeout=120) == 0, (tmp_path / "out" / "driver.log").read_text()
     assert 0 < done_shards(tmp_path / "out") < N_SHARDS
+    # The second driver took the jobs of the first one out of the queue.
+    assert {queue.job(int(number)).state for number in left} <= {"CANCELLED", "COMPLETED", "FAILED"}
+    told = (tmp_path / "out" / "driver.log").read_text()
+    assert "jobs of a run that was killed are cancelled" in told
     assert_equal_bits(gather_labels(tmp_path / "out" / "labels.zarr"), reference)
 
 
@@ -271,6 +313,7 @@ def test_a_cancelled_rank_changes_no_weight(queue, beamtime, tmp_path):
     sections = {
         "cluster": {"kind": "slurm", "gpus": 1, "jobs": 2, "job": job},
         "training": {"ranks": 2, "iterations": 60, "checkpoint_every": 6, "timeout_s": 20},
+        "inference": {"device": "cpu"},
     }
     members = {}
     for name in ("undisturbed", "struck"):
@@ -300,6 +343,7 @@ def test_the_quickstart_gives_the_same_labels_on_slurm(tmp_path, monkeypatch):
         "training.iterations=20",
         "training.checkpoint_every=4",
         "training.threads=1",
+        "inference.device=cpu",
         "inference.frames_per_shard=32",
     ]
     local = ["output=local", "cluster.cpu_workers=1"]

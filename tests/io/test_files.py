@@ -90,6 +90,30 @@ def test_files_are_followed_once_they_are_whole(tmp_path, monkeypatch):
     assert given == [["r1.h5"], ["r1.h5", "r2.h5"]]
 
 
+def test_a_followed_file_may_grow_after_a_pause_or_go(tmp_path, monkeypatch):
+    path = tmp_path / "r1.h5"
+    path.write_bytes(b"1")
+    (tmp_path / "r2.h5").write_bytes(b"2")
+    looks = iter(range(9))
+
+    def look_again(_seconds):
+        match next(looks):
+            case 2:
+                path.write_bytes(b"11")
+            case 5:
+                path.unlink()
+            case 7:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.time, "sleep", look_again)
+    given = [
+        [(Path(p).name, Path(p).stat().st_size) for p in paths]
+        for paths in files.follow_files([f"{tmp_path}/r*.h5"])
+    ]
+    both = [("r1.h5", 1), ("r2.h5", 1)]
+    assert given == [both, [("r1.h5", 2), ("r2.h5", 1)], [("r2.h5", 1)]]
+
+
 def test_a_zarr_folder_that_still_gets_chunks_is_not_whole(tmp_path):
     zarr.open_group(tmp_path / "r1.zarr", mode="w")
     (tmp_path / "r1.zarr" / "c").mkdir()
