@@ -9,7 +9,8 @@ import pytest
 
 from spidask.config import parse_config
 from spidask.errors import ConfigError
-from spidask.planning import PROCESS_BYTES, format_bytes, make_plan
+from spidask.planning import PROCESS_BYTES, make_plan
+from spidask.units import format_bytes
 
 
 def test_the_plan_of_a_small_beamtime(beamtime, tmp_path):
@@ -52,6 +53,17 @@ def test_windows_that_cut_blocks_cost_memory(beamtime, tmp_path):
     threads = len(os.sched_getaffinity(0))
     more = process_bytes("adaptive", 100) - process_bytes(100.0, 100)
     assert more == threads * 100 * 36 * 40 * 8 * 4
+
+
+def test_workers_elsewhere_are_not_counted_here(beamtime, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_NNODES", "3")
+    cluster = {"kind": "allocation", "gpus": 4}
+    plan = make_plan(beamtime.config(tmp_path, cluster=cluster))
+    assert (plan.processes, plan.workers, plan.machine_bytes) == (4, 12, 0)
+    cluster = {"kind": "scheduler", "scheduler": "tls://node:8786"}
+    plan = make_plan(beamtime.config(tmp_path, cluster=cluster))
+    assert (plan.processes, plan.workers, plan.machine_bytes) == (1, 1, 0)
+    assert any("their machines is not known here" in line for line in plan.lines())
 
 
 def test_workers_are_processes(beamtime, tmp_path):

@@ -55,26 +55,6 @@ def test_more_memory_than_there_is(beamtime, tmp_path):
     assert "cluster.cpu_workers" in problem.message
 
 
-def test_a_batch_system_that_is_not_here(beamtime, tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    (problem,) = check(beamtime.config(tmp_path, cluster={"kind": "slurm"}))
-    assert (problem.severity, problem.place) == ("error", "cluster.kind")
-    assert problem.message == (
-        "slurm: this machine has no sbatch; run on a login node, or set local"
-    )
-
-
-def test_a_login_node_needs_no_gpu(beamtime, tmp_path, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/sbatch")
-    inference = {"device": "cuda"}
-    assert [p.place for p in check(beamtime.config(tmp_path, inference=inference))] == [
-        "inference.device"
-    ]
-    there = beamtime.config(tmp_path, inference=inference, cluster={"kind": "slurm", "gpus": 1})
-    assert check(there) == []
-
-
 def test_more_output_than_there_is_space(beamtime, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 90, 10))

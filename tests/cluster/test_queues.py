@@ -89,7 +89,7 @@ def test_workers_leave_before_the_walltime():
         ({"kind": "slurm", "job": {"walltime": "4 hours"}}, "cluster.job.walltime"),
         ({"kind": "slurm", "job": {"memory": "much"}}, "cluster.job.memory"),
         ({"kind": "slurm", "job": {"queu": "x"}}, "Did you mean 'queue'"),
-        ({"site": "nowhere.yaml"}, "nowhere.yaml"),
+        ({"site": "nowhere.yaml"}, r"cluster\.site: nowhere\.yaml: cannot be read"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(cluster, match):
@@ -114,5 +114,9 @@ def test_a_sites_file_is_checked_and_named(tmp_path):
     with pytest.raises(ConfigError, match=r"here.yaml: cluster.kindd: unknown key"):
         parse_config({"runs": {"files": ["r"]}, "output": "o", "cluster": cluster})
     site.write_text("training: {}\n")
-    with pytest.raises(ConfigError, match="expected only 'cluster:'"):
+    with pytest.raises(ConfigError, match=r"expected one section 'cluster:'.* holds training"):
         parse_config({"runs": {"files": ["r"]}, "output": "o", "cluster": cluster})
+    for text in ("cluster:\n", "cluster: {site: other.yaml}\n"):
+        site.write_text(text)
+        with pytest.raises(ConfigError, match=r"here\.yaml: expected one section 'cluster:'"):
+            parse_config({"runs": {"files": ["r"]}, "output": "o", "cluster": cluster})
