@@ -25,6 +25,8 @@ LOOK_EVERY_S = 15.0
 """Seconds between two questions to the queue."""
 POLL_S = 2.0
 """Seconds after which the workers are looked at while no task is done."""
+REFUSALS = (RuntimeError, ValueError, OSError)
+"""What dask-jobqueue raises where a job is not accepted."""
 TRIES = 4
 """So many jobs in a row that are refused, or end before a worker was heard of, are no accident."""
 
@@ -127,7 +129,7 @@ class Pool:
             try:
                 # Where the first request is still under way, this waits for it.
                 await self._cluster.workers[name]
-            except (RuntimeError, ValueError, OSError) as error:
+            except REFUSALS as error:
                 told = str(error).rpartition("stderr:")[2].strip() or str(error)
                 self._refusal = " ".join(told.split())
                 log.warning("a job was not accepted: %s", self._refusal)
@@ -145,6 +147,8 @@ class Pool:
             log.info("%d more jobs asked for", wanted - len(cluster.workers))
             # Also asks anew for jobs whose place is kept but which Dask knows to have ended.
             cluster.scale(jobs=max(wanted, len(cluster.worker_spec)))
+            with suppress(*REFUSALS):  # told when they are asked for again
+                await cluster
 
     def _find_lost(self, ids: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
         """Jobs that the queue does not know, or whose workers are silent too long."""

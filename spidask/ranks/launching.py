@@ -133,9 +133,11 @@ def run_ranks(
                 _refuse_too_few(len(fit), n_ranks, wait_s, waiting[0])
             tend()
             time.sleep(POLL_S)
-    finally:
+    except Exception:
+        # Whoever interrupts closes the workers as well, or ends them by closing the store.
         for group in running:
             _end(client, group)
+        raise
     return [results[number] for number in range(len(jobs))]
 
 
