@@ -20,7 +20,9 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
+import dask
 import h5py
 import hdf5plugin
 import numpy as np
@@ -28,6 +30,7 @@ import xarray as xr
 from distributed import Client
 
 from spidask.cluster import connect
+from spidask.cluster.memory import KEEP
 from spidask.config import Config, parse_config
 from spidask.inference import Shard, classify_runs, label_lazily, label_shard
 from spidask.io import store
@@ -37,6 +40,7 @@ from spidask.planning import format_bytes, make_plan
 
 SHAPE = (123, 240)
 N_WORKERS = 2
+N_RUNS = 8
 REPEATS = 3
 GPU_WORKERS = (1, 8, 64)
 
@@ -115,8 +119,12 @@ def time_loops(frames: xr.Dataset, config: Config) -> float:
         context.Process(target=loop, args=(config, shards[i::N_WORKERS], barrier.wait, took))
         for i in range(N_WORKERS)
     ]
-    for process in processes:
-        process.start()
+    # Memory and threads as of workers.
+    given = dask.config.get("distributed.nanny.pre-spawn-environ")
+    environment = {name: str(value) for name, value in given.items()} | KEEP
+    with mock.patch.dict(os.environ, environment):
+        for process in processes:
+            process.start()
     seconds = [took.get() for _ in processes]
     for process in processes:
         process.join()
@@ -133,26 +141,28 @@ def time_dask(frames: xr.Dataset, config: Config, client: Client) -> tuple[float
 
 def benchmark_dask(folder: Path) -> list[Row]:
     """Two Dask workers against two plain loops over the same shards of the default size."""
-    files = [folder / "r0001.h5", folder / "r0002.h5"]
-    for seed, path in enumerate(files):
-        if not path.exists():
-            write_run(path, 16_384, 0.02, seed)
+    files = [folder / f"r{number:04d}.h5" for number in range(1, N_RUNS + 1)]
+    for number, path in enumerate(files):
+        if not path.exists() and number < 2:
+            write_run(path, 16_384, 0.02, number)
+        elif not path.exists():
+            path.symlink_to(files[number % 2])
     config = config_of(files, folder / "out")
     frames = open_runs(config.runs.files, config.runs.dataset)
-    plain, dask, overhead = [], [], []
+    plain, with_dask, overhead = [], [], []
     with connect(config.cluster, config.output) as client:
         assert client is not None
         time_dask(frames, config, client)  # warm
         for _ in range(REPEATS):
             plain.append(time_loops(frames, config))
             seconds, done = time_dask(frames, config, client)
-            dask.append(seconds)
+            with_dask.append(seconds)
             overhead.append((seconds - sum(s.seconds for s in done) / N_WORKERS) / len(done))
     n_frames = frames.sizes["frame"]
-    ratio = statistics.median(d / p for d, p in zip(dask, plain, strict=True))
+    ratio = statistics.median(d / p for d, p in zip(with_dask, plain, strict=True))
     return [
         {"what": "plain loops, two processes", "frames/s": n_frames / statistics.median(plain)},
-        {"what": "two Dask workers", "frames/s": n_frames / statistics.median(dask)},
+        {"what": "two Dask workers", "frames/s": n_frames / statistics.median(with_dask)},
         {"what": "time with Dask over time without, median of pairs", "ratio": ratio},
         {"what": "outside of shards, per shard", "seconds": statistics.median(overhead)},
     ]

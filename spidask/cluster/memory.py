@@ -1,4 +1,4 @@
-"""Memory of workers: kept while a task goes on, given back when it is done."""
+"""Memory of workers: kept for the next array, given back before Dask minds."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import ctypes
 import ctypes.util
 from typing import Any
 
-from distributed import WorkerPlugin
+from distributed import Worker, WorkerPlugin
 
 KEEP = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 """Environment of workers. glibc's defaults give every freed array back to the system, and a network
 asks for it again at once: a shard took twice as long."""
 
 
+FULL = 0.5
+"""Share of a worker's memory from which on what is free is given back; at 0.8 Dask pauses it."""
+
+
 class GiveBack(WorkerPlugin):
-    """Gives freed memory back to the system after every task.
+    """Gives freed memory back to the system after a task, where there is much of it.
 
     Dask goes by what a process holds, freed or not: a worker that kept the memory of its training
     was paused for good.
@@ -22,7 +26,7 @@ class GiveBack(WorkerPlugin):
 
     name = "spidask-memory"
 
-    def setup(self, worker: object) -> None:  # noqa: ARG002
+    def setup(self, worker: Worker) -> None:
         """Find the C library; Dask calls it in every worker.
 
         Parameters
@@ -30,6 +34,7 @@ class GiveBack(WorkerPlugin):
         worker : distributed.Worker
             The worker.
         """
+        self._worker = worker
         library = ctypes.CDLL(ctypes.util.find_library("c"))
         # Only glibc has it, and only glibc keeps memory for the variables above.
         self._trim = getattr(library, "malloc_trim", lambda _kept: 0)
@@ -44,5 +49,6 @@ class GiveBack(WorkerPlugin):
         start, finish : str
             What it was and what it is now.
         """
-        if start == "executing" and finish != "executing":
+        limit = self._worker.memory_manager.memory_limit or float("inf")
+        if start == "executing" and self._worker.monitor.get_process_memory() > FULL * limit:
             self._trim(0)
