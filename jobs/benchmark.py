@@ -36,11 +36,12 @@ from spidask.inference import Shard, classify_runs, label_lazily, label_shard
 from spidask.io import store
 from spidask.io.runs import open_runs, select_run, sign_files
 from spidask.networks.member import SHIPPED
-from spidask.planning import format_bytes, make_plan
+from spidask.planning import make_plan
 
 SHAPE = (123, 240)
 N_WORKERS = 2
 N_RUNS = 8
+N_RUNS_TO_DO = 16
 REPEATS = 3
 GPU_WORKERS = (1, 8, 64)
 
@@ -190,44 +191,57 @@ def benchmark_scale(folder: Path) -> list[Row]:
     rows.append(
         {"what": "labels.zarr of 400 runs, still empty", "seconds": time.perf_counter() - start}
     )
-    # All shards but those of four runs count as done, for the driver has to hold all runs anyhow.
-    for name in store.list_runs(labels)[4:]:
+    # All shards but those of some runs count as done, for the driver has to hold all runs anyhow.
+    for name in store.list_runs(labels)[N_RUNS_TO_DO:]:
         array = store.open_run(labels, name)["done"]
         array[:] = 1  # type: ignore[index]
+    ends: list[float] = []
     with connect(config.cluster, config.output) as client:
         assert client is not None
-        start = time.perf_counter()
-        done = classify_runs(frames, [SHIPPED], config, labels, sign_files(frames), client)
-        seconds = time.perf_counter() - start
-        start = time.perf_counter()
+        before, cpu = time.perf_counter(), time.process_time()
+        done = classify_runs(
+            frames,
+            [SHIPPED],
+            config,
+            labels,
+            sign_files(frames),
+            client,
+            lambda _shard, _n: ends.append(time.perf_counter()),
+        )
+        cpu = time.process_time() - cpu
+        start, again = time.perf_counter(), time.process_time()
         classify_runs(frames, [SHIPPED], config, labels, sign_files(frames), client)
-        nothing = time.perf_counter() - start
-        memory = peak_memory()
-    inside = sum(shard.seconds for shard in done)
-    overhead = (seconds - nothing - inside / N_WORKERS) / len(done)
+        again = time.process_time() - again
+        looked = time.perf_counter() - start
+    first = min(end - shard.seconds for end, shard in zip(ends, done, strict=True))
+    inside = sum(shard.seconds for shard in done) / len(done)
+    outside = N_WORKERS * (max(ends) - first) / len(done) - inside
+    driver = (cpu - again) / len(done)
     rows += [
-        {"what": f"{len(done)} shards, nothing to score", "seconds": seconds},
-        {"what": "outside of shards, per shard", "seconds": overhead},
-        {"what": "inside, per shard of 4096 frames", "seconds": inside / len(done)},
-        {"what": "looking for shards where all 400 runs are done", "seconds": nothing},
-        {"what": "driver and scheduler, one process, at most", "MB": memory},
+        {"what": "until the first shard begins, all 400 runs looked at", "seconds": first - before},
+        {"what": "the same where all shards are done", "seconds": looked},
+        {"what": f"inside of {len(done)} shards with nothing to score, each", "seconds": inside},
+        {"what": "a worker's time outside of them, per shard", "seconds": outside},
+        {"what": "driver and scheduler, CPU per shard", "seconds": driver},
+        {"what": "driver and scheduler, one process, memory at most", "MB": peak_memory()},
+        {"what": "shards of 12 million frames", "": float(plan.shards)},
+        {"what": "raw bytes of the region", "GB": plan.read_bytes / 1e9},
     ]
     for n in GPU_WORKERS:
-        read = plan.read_bytes / n
+        # Workers as fast as one core here, on these empty frames or on real ones as of `plan`.
+        empty = (inside + outside) * plan.shards / n
+        real = plan.seconds["classify"] * plan.workers / n + outside * plan.shards / n
         rows.append(
             {
-                "what": f"12 million frames on {n} workers as fast as these, unmeasured",
-                "hours": (inside / len(done) * plan.shards / n + overhead * plan.shards) / 3600,
-                "GB/s from the file system": read
-                * n
+                "what": f"projected for {n} workers, each as one core here; not measured",
+                "hours at least": max(empty, driver * plan.shards) / 3600,
+                "hours with real frames": max(real, driver * plan.shards) / 3600,
+                "GB/s of whole frames before compression": plan.raw_bytes
                 / 1e9
-                / (inside / len(done) * plan.shards / n),
+                / max(real, driver * plan.shards),
+                "of the driver's time": driver * plan.shards / max(real, driver * plan.shards),
             }
         )
-    rows.append(
-        {"what": "shards a second that one driver can hand out", "1/s": 1 / max(overhead, 1e-9)}
-    )
-    rows.append({"what": f"bytes of the region, {format_bytes(plan.read_bytes)}", "": ""})
     return rows
 
 

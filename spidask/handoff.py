@@ -267,6 +267,11 @@ def _layout(
     empty = empty.assign(frames=empty["frames"].copy(data=da.zeros_like(empty["frames"].data)))
     patterns = preprocess(empty, config)["patterns"]
     values = patterns.data.compute(scheduler="threads")
+    if config.handoff.bin > min(values.shape[1:]):
+        raise ConfigError(
+            f"handoff.bin: {config.handoff.bin} is more than the region of {values.shape[1]} x "
+            f"{values.shape[2]} pixels; lower it"
+        )
     hidden = np.isnan(_sum_squares(values, config.handoff.bin)).any(axis=0)
     return _Layout((int(patterns["y"][0]), int(patterns["x"][0])), hidden, config.handoff.bin)
 

@@ -16,12 +16,12 @@ from distributed import Client
 
 from spidask.cluster import connect
 from spidask.config import Config
-from spidask.errors import ConfigError, DataError, StoreError
+from spidask.ensemble import find_members, take_members, train_members
+from spidask.errors import ConfigError, DataError
 from spidask.handoff import export, photons_are_current
-from spidask.inference import Shard, classify_runs
-from spidask.io.files import follow_files, natural_key
+from spidask.inference import Shard, classify_runs, count_labels
+from spidask.io.files import follow_files
 from spidask.io.fingerprint import drop_changed_runs
-from spidask.io.labels import drop_unreadable, read_labels
 from spidask.io.manifest import note, read_config
 from spidask.io.runs import open_runs
 from spidask.io.store import gather_labels
@@ -31,20 +31,17 @@ from spidask.monitor import report_performance, tell, watch
 from spidask.networks.member import load_member
 from spidask.provenance import (
     awaits_simulation,
-    refuse_changed_training,
     refuse_other_beamtime,
     refuse_other_labels,
     refuse_stale_labels,
     sign_beamtime,
     sign_inputs,
     sign_labels,
-    training_settings,
 )
-from spidask.records import hold, read_json, write_json
+from spidask.records import hold
 from spidask.reporting import write_report
 from spidask.selection import count_reasons, select
 from spidask.simulation.beamtime import simulate_beamtime
-from spidask.training import train
 
 STAGES = ("train", "classify", "select", "export", "report")
 OnShard = Callable[[Shard, int], None]
@@ -142,10 +139,10 @@ def _do_stages(
     facts = {"read": _count_read(frames)}
     output = Path(config.output)
     if config.inference.members:
-        members = _given(config)
+        members = take_members(config)
     else:
         with report_performance(client, output / "performance" / "train.html"):
-            members, facts["train"] = _train(frames, config, client)
+            members, facts["train"] = train_members(frames, config, client)
     files = sign_inputs(frames, config)
     if renew:
         for name in drop_changed_runs(output / "labels.zarr", files):
@@ -158,9 +155,10 @@ def _do_stages(
         with report_performance(client, output / "performance" / "classify.html"):
             labels = output / "labels.zarr"
             classify_runs(frames, members, config, labels, files, client, progress)
+        note(config, {"classify": count_labels(labels)})
     if last >= STAGES.index("select"):
-        selection, facts = choose(config)
-        note(config, facts)
+        selection = choose(config)
+        note(config, _tabulate(selection, config))
     if last >= STAGES.index("export"):
         with report_performance(client, output / "performance" / "export.html"):
             note(config, {"export": export(selection, frames, config, output, client)})
@@ -194,10 +192,12 @@ def select_again(output: str | Path, overrides: Sequence[str] = ()) -> dict[str,
     config = read_config(output, overrides)
     refuse_other_labels(read_config(output), config)
     with hold(output):
-        selection, facts = choose(config)
+        selection = choose(config)
         current = photons_are_current(selection, config, output)
         frames = None if current else open_beamtime(config)
-        facts["export"] = export(selection, frames, config, output)
+        exported = export(selection, frames, config, output)
+        # Not before here: where the export is refused, the selection of before stands.
+        facts = {**_tabulate(selection, config), "export": exported}
         # It tells of the selection before; `spidask report` writes one of this.
         (Path(output) / "report.html").unlink(missing_ok=True)
         return note(config, facts)
@@ -223,14 +223,14 @@ def report_again(output: str | Path) -> Path:
     """
     config = read_config(output)
     with hold(output):
-        selection, facts = choose(config)
-        note(config, facts)
-        path: Path = write_report(selection, open_beamtime(config), config, Path(output))
+        selection, frames = choose(config), open_beamtime(config)
+        note(config, _tabulate(selection, config))
+        path: Path = write_report(selection, frames, config, Path(output))
     return path
 
 
-def choose(config: Config) -> tuple[xr.Dataset, dict[str, Any]]:
-    """Select from stored labels, write the table of all frames and judge it.
+def choose(config: Config) -> xr.Dataset:
+    """Select from stored labels.
 
     Parameters
     ----------
@@ -239,10 +239,8 @@ def choose(config: Config) -> tuple[xr.Dataset, dict[str, Any]]:
 
     Returns
     -------
-    selection : xarray.Dataset
+    xarray.Dataset
         As of `select`, in memory.
-    facts : dict
-        For the manifest: ``select``, counts by reason, and ``metrics``, empty without truth.
 
     Raises
     ------
@@ -252,13 +250,17 @@ def choose(config: Config) -> tuple[xr.Dataset, dict[str, Any]]:
     output = Path(config.output)
     thresholds = [load_member(path).threshold for path in find_members(config)]
     labels = gather_labels(output / "labels.zarr")
-    selection = select(labels, thresholds, config.selection, read_trained_frames(output))
-    write_selection_csv(selection, output / "selection.csv")
+    return select(labels, thresholds, config.selection, read_trained_frames(output))
+
+
+def _tabulate(selection: xr.Dataset, config: Config) -> dict[str, Any]:
+    """Write the table of all frames and judge it; gives facts for the manifest."""
+    write_selection_csv(selection, Path(config.output) / "selection.csv")
     counts = count_reasons(selection)
     tell("selected", **{k: v for k, v in counts.items() if k != "runs"})
     log.info("%s", _in_words({k: v for k, v in counts.items() if k != "runs"}))
     metrics = _judge(config) if config.labels.truth else {}
-    return selection, {"select": counts, "metrics": metrics}
+    return {"select": counts, "metrics": metrics}
 
 
 def make_beamtime(config: Config) -> Path:
@@ -321,80 +323,6 @@ def open_beamtime(config: Config) -> xr.Dataset:
     for path, why in [*faulty["unreadable_files"], *faulty["odd_files"]]:
         log.warning("%s %s", path, why)
     return frames
-
-
-def find_members(config: Config) -> list[Path]:
-    """List the members that classify.
-
-    Parameters
-    ----------
-    config : Config
-        The beamtime.
-
-    Returns
-    -------
-    list of pathlib.Path
-        Those of `inference.members`, else those in the output folder.
-
-    Raises
-    ------
-    ConfigError
-        If a file of `inference.members` is not there.
-    StoreError
-        If the output folder has none.
-    """
-    if config.inference.members:
-        paths = [Path(path) for path in config.inference.members]
-        for path in paths:
-            if not path.is_file():
-                raise ConfigError(f"inference.members: {path} is not there")
-        return paths
-    folder = Path(config.output) / "members"
-    found = sorted(folder.glob("*.safetensors"), key=lambda path: natural_key(path.name))
-    if not found:
-        raise StoreError(f"{folder} holds no members; run the stage train first")
-    return found
-
-
-def _train(
-    frames: xr.Dataset, config: Config, client: Client | None
-) -> tuple[list[Path], dict[str, Any]]:
-    if config.labels.file is None:
-        raise ConfigError(
-            "labels.file: missing; give a CSV of run,index,label to train on, or the members of "
-            "another beamtime as inference.members"
-        )
-    output = Path(config.output)
-    record, begun = output / "members" / "training.json", output / "checkpoints" / "settings.json"
-    settings = training_settings(config)
-    for path in (record, begun):
-        stored = read_json(path)["settings"] if path.exists() else {}
-        refuse_changed_training(stored, settings, path.parent)
-    if not record.exists():
-        write_json(begun, {"settings": settings})
-        start = time.perf_counter()
-        labels, n_unreadable = drop_unreadable(read_labels(config.labels.file), frames)
-        if n_unreadable:
-            log.warning("%d labels are of runs that cannot be read", n_unreadable)
-        members, used = train(frames, labels, config, output, client)
-        write_json(record, {"settings": settings, "frames": used})
-        log.info("%d members trained in %.0f s", len(members), time.perf_counter() - start)
-    members = find_members(config)
-    thresholds = {path.stem: round(load_member(path).threshold, 4) for path in members}
-    n_frames = sum(map(len, read_json(record)["frames"].values()))
-    return members, {"frames": n_frames, "thresholds": thresholds}
-
-
-def _given(config: Config) -> list[Path]:
-    # What these members were trained on has to stay out of the metrics here as well.
-    members = find_members(config)
-    frames: dict[str, set[int]] = {}
-    for path in members:
-        for run, index in load_member(path).provenance.get("frames", {}).items():
-            frames.setdefault(run, set()).update(index)
-    record = Path(config.output) / "members" / "training.json"
-    write_json(record, {"settings": {}, "frames": {run: sorted(i) for run, i in frames.items()}})
-    return members
 
 
 def _count_read(frames: xr.Dataset) -> dict[str, Any]:

@@ -43,12 +43,16 @@ PATTERN_BYTES = 4
 """Bytes of a pixel of a pattern."""
 FRAMES_PER_SECOND = 600.0
 """Read, calibrated and searched for hits by one worker: 512 x 1024 pixels, bitshuffle/LZ4."""
+USUAL_PIXELS = 123 * 240
+"""Pixels of a pattern whose rates are known; the cost of the network goes with their number."""
 PATTERNS_PER_SECOND = 250.0
-"""Scored by one member on one core, 123 x 240 pixels."""
+"""Scored by one member on one core."""
 TRAINED_PER_SECOND = 90.0
-"""Patterns that one core trains on, 123 x 240 pixels."""
+"""Patterns that one core trains on."""
 EXPORTED_PER_SECOND = 200.0
 """Hits that one worker reads again and writes."""
+NETWORK_BYTES = 85
+"""Memory of a network for each pixel of a batch beyond `USUAL_PIXELS`."""
 BLOCKS_HELD = 8
 """Blocks of patterns that wait for an adaptive threshold whose windows cut the blocks."""
 
@@ -187,7 +191,8 @@ def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
     Notes
     -----
     Memory as seen on whole and cut frames: a process takes 550 MB, and for each block in work
-    the raw values and 6 bytes a pixel. Where blocks are no multiple of `hits.window`, 8 blocks
+    the raw values and 6 bytes a pixel. A network of more than 123 x 240 pixels takes 85 bytes
+    more for each further pixel of a batch. Where blocks are no multiple of `hits.window`, 8 blocks
     of patterns wait besides for their adaptive threshold.
     """
     if frames is None and awaits_simulation(config):
@@ -215,14 +220,16 @@ def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
         raw_bytes=n_frames * math.prod(given.shape) * size,
         read_bytes=sum(n * read[name] * size for name, n in given.lengths.items()),
         task_bytes=max(min(per_shard, n) * read[name] * size for name, n in given.lengths.items()),
-        process_bytes=PROCESS_BYTES + threads * _block_bytes(config, given, max(read.values())),
+        process_bytes=PROCESS_BYTES
+        + threads * _block_bytes(config, given, max(read.values()))
+        + threads * _network_bytes(config, pixels),
         processes=processes,
         machine_bytes=_machine_bytes(config),
         hit_rate=hit_rate,
         output_bytes=_output_bytes(config, n_frames, hit_rate, pixels, given.event_ids),
         workers=n_workers,
         jobs=config.cluster.jobs if queued else 0,
-        seconds=_seconds(config, n_frames, hit_rate, n_workers),
+        seconds=_seconds(config, n_frames, hit_rate, n_workers, pixels / USUAL_PIXELS),
         script=job_script(config.cluster, config.output) if queued else "",
     )
 
@@ -257,14 +264,17 @@ def open_headers(config: Config) -> xr.Dataset:
     )
 
 
-def _seconds(config: Config, n_frames: int, hit_rate: float, n_workers: int) -> dict[str, float]:
+def _seconds(
+    config: Config, n_frames: int, hit_rate: float, n_workers: int, cost: float
+) -> dict[str, float]:
+    # `cost`: of the network, against that of the patterns whose rates are known.
     training, n_hits = config.training, n_frames * hit_rate
     members = len(config.inference.members or []) or training.ensemble.n_members
     networks = members if training.ensemble.kind == "seeds" else 1
-    trained = networks * training.iterations * training.batch_size
+    trained = networks * training.iterations * training.batch_size * cost
     # A network is trained by `ranks` workers, and several networks side by side.
     side_by_side = max(1, min(n_workers, networks * training.ranks))
-    work = n_frames / FRAMES_PER_SECOND + n_hits * members / PATTERNS_PER_SECOND
+    work = n_frames / FRAMES_PER_SECOND + n_hits * members * cost / PATTERNS_PER_SECOND
     seconds = (
         {} if config.inference.members else {"train": trained / TRAINED_PER_SECOND / side_by_side}
     )
@@ -308,6 +318,10 @@ def _block_bytes(config: Config, given: _Input, pixels: int) -> int:
     held = BLOCKS_HELD * PATTERN_BYTES if cut else 0
     n_frames = min(given.frames_per_block, config.inference.frames_per_shard)
     return n_frames * pixels * (given.dtype.itemsize + PIXEL_BYTES + held)
+
+
+def _network_bytes(config: Config, pixels: int) -> int:
+    return NETWORK_BYTES * config.inference.batch_size * max(pixels - USUAL_PIXELS, 0)
 
 
 def _processes(config: Config) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """A whole beamtime, small: balance, resuming, stale folders, bad files."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -69,6 +70,15 @@ def test_frames_in_are_frames_out(done):
     assert int((table["reason"] == "").sum()) == counts["selected"]
 
 
+def test_the_manifest_counts_by_stage(done):
+    config, _ = done
+    counts = json.loads((Path(config.output) / "manifest.json").read_text())["counts"]
+    table = read_table(config.output)
+    assert counts["classify"]["frames"] == len(table) == 600
+    assert counts["classify"]["unreadable"] == 0
+    assert counts["classify"]["hits"] == (table["reason"] != "miss").sum()
+
+
 def test_manifest_holds_the_merged_config_and_versions(done):
     config, manifest = done
     assert manifest["config"] == config.model_dump(mode="json")
@@ -113,6 +123,22 @@ def test_select_again_changes_window_and_blacklist_only(copied):
     assert set((output / "dragonfly/blacklist.txt").read_text().split()) == {"1"}
     assert (read_table(output)["reason"] == "size").any()
     assert manifest["config"]["selection"]["size_window_nm"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("override", "match"), [("handoff.bin=500", r"handoff\.bin: 500"), ("handoff.bin=2", "r0001")]
+)
+def test_a_select_that_is_refused_leaves_all_as_it_was(copied, override, match):
+    output = Path(copied.output)
+    manifest = json.loads((output / "manifest.json").read_text())
+    manifest["config"]["runs"]["files"] = ["/nowhere/r0001.h5"]
+    if "500" not in override:  # the raw files are gone
+        (output / "manifest.json").write_text(json.dumps(manifest))
+    names = ("selection.csv", "manifest.json", "report.html", "dragonfly/blacklist.txt")
+    before = [(output / name).read_bytes() for name in names]
+    with pytest.raises(SpidaskError, match=match):
+        pipeline.select_again(output, [override, "selection.size_window_nm=[60, 61]"])
+    assert [(output / name).read_bytes() for name in names] == before
 
 
 def test_select_again_refuses_what_changes_labels(copied):

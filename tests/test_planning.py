@@ -55,6 +55,25 @@ def test_windows_that_cut_blocks_cost_memory(beamtime, tmp_path):
     assert more == threads * 100 * 36 * 40 * 8 * 4
 
 
+def test_a_large_region_costs_the_network_memory_and_time(tmp_path):
+    # Four times the pixels of the 2018 experiment's region, and nearly as little to read.
+    with h5py.File(tmp_path / "r0001.h5", "w") as file:
+        file.create_dataset("data", (64, 246, 480), np.uint16)
+    values = {"runs": {"files": [f"{tmp_path}/r*.h5"], "dataset": "data"}, "output": "out"}
+    cluster = {"kind": "local", "cpu_workers": 1, "gpus": 0}
+    region = {"region": {"y": [0, 123], "x": [0, 240]}}
+
+    def plan(batch_size: int, **sections):
+        sections["inference"] = {"batch_size": batch_size}
+        return make_plan(parse_config({**values, "cluster": cluster, **sections}))
+
+    further = 246 * 480 - 123 * 240
+    assert plan(64).process_bytes - plan(1).process_bytes == 63 * 85 * further
+    small = plan(64, preprocessing=region)
+    assert small.process_bytes == plan(1, preprocessing=region).process_bytes
+    assert plan(64).seconds["train"] == 4 * small.seconds["train"]
+
+
 def test_workers_elsewhere_are_not_counted_here(beamtime, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_NNODES", "3")
     cluster = {"kind": "allocation", "gpus": 4}
@@ -97,10 +116,10 @@ def test_the_lines(beamtime, tmp_path):
     )
     assert lines[1] == "raw      2.3 MB, of which 1.73 MB are within the region to read"
     assert lines[-2].startswith("output   71 kB if 1.6% of the frames are hits: labels.zarr 32.4")
-    # 12 iterations of 16 patterns, 600 frames and 9.6 hits that five members score.
-    assert lines[-1].startswith(
-        "time     train 2.1 s, classify 1.2 s, export 0.048 s, at the rates"
-    )
+    # 12 iterations of 16 patterns, 600 frames and 9.6 hits that five members score; the network
+    # sees 36 x 40 pixels instead of 123 x 240.
+    times = "train 0.1 s, classify 1 s, export 0.048 s"
+    assert lines[-1].startswith(f"time     {times}, at the rates")
 
 
 def test_the_plan_of_a_cluster_shows_its_jobs(beamtime, tmp_path):

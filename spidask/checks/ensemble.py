@@ -13,7 +13,7 @@ from spidask.config import Config
 from spidask.errors import DataError, SpidaskError
 from spidask.io.files import natural_key
 from spidask.io.labels import read_labels
-from spidask.networks.member import SHIPPED, load_member
+from spidask.networks.member import SHIPPED, Member, load_member
 from spidask.provenance import awaits_simulation
 from spidask.schema import CLASSES
 from spidask.training import pick_stages, split
@@ -106,9 +106,31 @@ def _bad_members(beamtime: Beamtime) -> Iterator[Problem]:
             yield Problem(key, f"{path} is not there; give the path of a member{other}")
             continue
         try:
-            load_member(path)
+            member = load_member(path)
         except DataError as error:
             yield Problem(key, f"{error}; give the path of a member{other}")
+            continue
+        if not config.inference.members:
+            yield from _other_representation(member, config)
+        elif (fraction := config.selection.expected_single_fraction) is not None:
+            known = member.provenance.get("expected_single_fraction")
+            if known != fraction:
+                yield Problem(
+                    "selection.expected_single_fraction",
+                    f"{fraction:g} has no effect: {path} has a threshold for {known}; leave it "
+                    "out, or train",
+                    "warning",
+                )
+
+
+def _other_representation(member: Member, config: Config) -> Iterator[Problem]:
+    wanted, known = config.training.representation, member.representation
+    if wanted != known:
+        yield Problem(
+            "training.representation",
+            f"{wanted}, but training.initial '{config.training.initial}' was trained on {known}; "
+            "set it to that, or training.initial to random",
+        )
 
 
 @finds

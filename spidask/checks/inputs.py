@@ -13,9 +13,12 @@ from spidask.frames.hits import looks_like_only_hits
 from spidask.frames.mask import usable_pixels
 from spidask.io.maps import load_map
 from spidask.io.runs import take_frames
+from spidask.networks.compact import gflop_of
 from spidask.preprocessing import preprocess
 from spidask.provenance import awaits_simulation
 
+MANY_GFLOP = 0.3
+"""Three times what the region of the 2018 experiment costs."""
 N_SAMPLED = 64
 """Frames that are read of a run to see whether it holds only hits, from at most two runs."""
 FEW_PIXELS = 0.1
@@ -39,6 +42,26 @@ def _several_regions(beamtime: Beamtime) -> Iterator[Problem]:
         yield Problem(
             "per_run", f"gives {len(regions)} regions of interest; all runs must share one"
         )
+
+
+@finds
+def _odd_region(beamtime: Beamtime) -> Iterator[Problem]:
+    """A region that is too small for the handoff, or costs the network much."""
+    for y0, y1, x0, x1 in {recipe.region for recipe in beamtime.recipes.values()}:
+        shape, width = (y1 - y0, x1 - x0), beamtime.config.handoff.bin
+        if width > min(shape):
+            yield Problem(
+                "handoff.bin",
+                f"{width} is more than the region of {shape[0]} x {shape[1]} pixels; lower it",
+            )
+        cost = gflop_of(shape)
+        if cost > MANY_GFLOP:
+            yield Problem(
+                "preprocessing.region",
+                f"{shape[0]} x {shape[1]} pixels cost the network {cost:.2g} GFLOP a pattern; "
+                "give the part of the frame that holds the signal (`spidask geometry` finds it)",
+                "warning",
+            )
 
 
 @finds

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,8 +115,12 @@ def _bad_output(beamtime: Beamtime) -> Iterator[Problem]:
     output = _nearest(Path(beamtime.config.output))
     if not output.is_dir():
         yield Problem("output", f"{output} is a file, expected a folder; choose another output")
-    elif not os.access(output, os.W_OK | os.X_OK):
-        yield Problem("output", f"{output} is not writable; choose another output")
+        return
+    try:
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        yield Problem("output", f"{output}: {error.strerror}; choose another output")
 
 
 @finds

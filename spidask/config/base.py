@@ -14,7 +14,8 @@ from pydantic import (
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):

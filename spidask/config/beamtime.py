@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from spidask.config.base import Section
+from spidask.config.base import Section, Text
 from spidask.config.cluster import Cluster
 from spidask.config.explain import explain
 from spidask.config.sections import (
@@ -39,7 +39,7 @@ class Config(Section):
     """A whole beamtime."""
 
     runs: Runs
-    output: str
+    output: Text
     """Folder for everything that is written."""
     labels: Labels = Labels()
     geometry: Geometry = Geometry()

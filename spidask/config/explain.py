@@ -69,7 +69,11 @@ def _explain_one(
 
 def _say_expected(message: str) -> str:
     text = message.removeprefix("Input should be ").partition(", unable")[0]
-    text = text.partition(" after validation")[0].replace("valid list", "list")
+    text = (
+        text.partition(" after validation")[0]
+        .replace("valid list", "list")
+        .replace("valid tuple", "list")
+    )
     text = re.sub("^(List|Tuple) should have", "a list of", text)
     return f"a number {text}" if text.startswith(("greater", "less")) else text
 

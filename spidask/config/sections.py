@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from spidask.config.base import Count, Positive, Section
+from spidask.config.base import Count, Positive, Section, Text
 
 
 class Runs(Section):
@@ -14,7 +14,7 @@ class Runs(Section):
 
     files: Annotated[list[str], Field(min_length=1)]
     """Paths or globs; a run's name is its file's or folder's stem."""
-    dataset: str = "entry_1/data_1/data"
+    dataset: Text = "entry_1/data_1/data"
     """Path of the stack of frames inside each file."""
     pattern: str | None = None
     """Regular expression with a group ``run``, searched in the file's name; joins files."""
@@ -36,9 +36,9 @@ class Labels(Section):
 class Geometry(Section):
     """Where the detector stands; may differ by run."""
 
-    photon_energy_ev: Positive = 1700.7
-    detector_distance_m: Positive = 0.130
-    pixel_size_um: Positive = 75.0
+    photon_energy_ev: Annotated[float, Field(ge=1, le=1e6)] = 1700.7
+    detector_distance_m: Annotated[float, Field(ge=1e-3, le=1e3)] = 0.130
+    pixel_size_um: Annotated[float, Field(ge=0.1, le=1e5)] = 75.0
     beam_centre_y_px: float = -3.0
     """Row of the beam in the full frame; pixel centres are integers."""
     beam_centre_x_px: float = 511.5
@@ -113,8 +113,14 @@ class Sizing(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> Sizing:
-        if self.range_nm[0] >= self.range_nm[1]:
+        low, high = self.range_nm
+        if low >= high:
             raise ValueError(f"range_nm: {list(self.range_nm)} is empty; give [low, high]")
+        if low < 1 or high > 2000:
+            raise ValueError(
+                f"range_nm: {list(self.range_nm)} reaches beyond 1 to 2000 nm, for which the fit "
+                "is meant; narrow it"
+            )
         return self
 
 
@@ -145,7 +151,7 @@ class Training(Section):
     initial: str = "shipped"
     """Starting weights: ``shipped`` with the package, ``random``, or a member's path."""
     iterations: Count = 300
-    batch_size: Annotated[int, Field(ge=2)] = 64
+    batch_size: Annotated[int, Field(ge=2, le=65_536)] = 64
     learning_rate: Positive = 2e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
     checkpoint_every: Count = 25
@@ -182,7 +188,7 @@ class Inference(Section):
     """How frames are classified."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    batch_size: Count = 64
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
     """Patterns a network sees at once; the last batch is padded."""
     frames_per_shard: Count = 4096
     """Frames of one task and of one piece of the store."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from spidask.config.base import Count, Fraction, Positive, Section
+from spidask.config.base import Count, Fraction, Positive, Section, Text
 
 
 class HitMix(Section):
@@ -74,7 +74,7 @@ class Panel(Section):
 class Simulation(Section):
     """A beamtime to compute; `run` computes it where its folder is not there yet."""
 
-    folder: str
+    folder: Text
     """Where the runs, the darks, the mask and the labels go; the truth goes into a subfolder."""
     runs: Count = 3
     frames: Count = 1000

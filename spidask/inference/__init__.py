@@ -1,6 +1,6 @@
 """From raw frames to stored labels: hits, scores of the ensemble, diameters."""
 
-from spidask.inference.running import classify_runs
+from spidask.inference.running import classify_runs, count_labels
 from spidask.inference.scoring import classify
 from spidask.inference.shards import Shard, enclose_windows, label_lazily, label_shard
 
@@ -8,6 +8,7 @@ __all__ = [
     "Shard",
     "classify",
     "classify_runs",
+    "count_labels",
     "enclose_windows",
     "label_lazily",
     "label_shard",

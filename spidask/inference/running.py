@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import xarray as xr
 from distributed import Client, Future
 
@@ -100,6 +101,29 @@ def classify_runs(
         kind = type(cause) if isinstance(cause, SpidaskError) else SpidaskError
         raise kind(message + str(cause), failed=[(r, n) for r, n, _ in failed]) from cause
     return done
+
+
+def count_labels(labels: str | Path) -> dict[str, int]:
+    """Count what is stored.
+
+    Parameters
+    ----------
+    labels : str or pathlib.Path
+        The folder ``labels.zarr``, all of whose shards are done.
+
+    Returns
+    -------
+    dict
+        ``frames``, ``unreadable`` and ``hits`` of all runs.
+    """
+    counts = {"frames": 0, "unreadable": 0, "hits": 0}
+    for name in store.list_runs(labels):
+        group = store.open_run(labels, name)
+        readable, hit = np.asarray(group["readable"]), np.asarray(group["hit"])
+        counts["frames"] += len(hit)
+        counts["unreadable"] += int((~readable).sum())
+        counts["hits"] += int(hit.sum())
+    return counts
 
 
 Task = tuple[xr.Dataset, Sequence[str | Path], Config, Path, int]

@@ -50,10 +50,14 @@ def resolve_device(config: Config) -> str:
     """
     device, available = choose_device(config), torch.cuda.is_available()
     if device == "cuda" and not available:
-        asked = f"inference.device: {config.inference.device}, cluster.gpus: {config.cluster.gpus}"
+        if config.cluster.kind in ("local", "inline"):
+            raise ClusterError(
+                "inference.device: cuda, but torch sees no CUDA device; use auto or cpu"
+            )
         raise ClusterError(
-            f"{asked}, but torch sees no CUDA device on {socket.gethostname()}; set "
-            "inference.device to cpu, or see to it that jobs get a GPU (cluster.job.directives)"
+            f"cluster.gpus: {config.cluster.gpus}, but torch sees no CUDA device on "
+            f"{socket.gethostname()}; see to it that jobs get GPUs (cluster.job.directives), or "
+            "set inference.device to cpu"
         )
     if device == "auto":
         return "cuda" if available else "cpu"

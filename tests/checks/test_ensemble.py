@@ -42,3 +42,18 @@ def test_a_size_window_that_is_partly_out_of_reach(beamtime, tmp_path):
     (problem,) = check(beamtime.config(tmp_path, selection={"size_window_nm": [20, 84]}))
     assert (problem.severity, problem.place) == ("warning", "selection.size_window_nm")
     assert problem.message.startswith("[20, 84] reaches beyond sizing.range_nm, [25, 150]")
+
+
+def test_a_fraction_that_given_members_do_not_know(beamtime, tmp_path):
+    inference = {"members": [str(beamtime.members[0])]}
+    selection = {"expected_single_fraction": 0.123}
+    (problem,) = check(beamtime.config(tmp_path, inference=inference, selection=selection))
+    assert (problem.severity, problem.place) == ("warning", "selection.expected_single_fraction")
+    assert problem.message.startswith("0.123 has no effect")
+
+
+def test_a_representation_that_the_starting_weights_do_not_have(beamtime, tmp_path):
+    training = {"representation": {"scale": "linear"}, "initial": "shipped"}
+    (problem,) = check(beamtime.config(tmp_path, training=training))
+    assert (problem.severity, problem.place) == ("error", "training.representation")
+    assert problem.message.endswith("or training.initial to random")

@@ -64,10 +64,13 @@ def test_more_output_than_there_is_space(beamtime, tmp_path, monkeypatch):
 
 
 def test_an_output_that_cannot_be_written(beamtime, tmp_path, monkeypatch):
-    monkeypatch.setattr("os.access", lambda *_: False)
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     (problem,) = check(beamtime.config(tmp_path / "a" / "b"))
     assert (problem.severity, problem.place) == ("error", "output")
-    assert problem.message == f"{tmp_path} is not writable; choose another output"
+    assert problem.message == f"{tmp_path}: Permission denied; choose another output"
 
 
 def test_members_of_other_settings(beamtime, tmp_path):
