@@ -1,7 +1,7 @@
 """A small beamtime that every test may share: rings are single hits, fringes are not."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,3 +113,27 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         for name, value in started.environment.items():
             patch.setenv(name, value)
         yield started
+
+
+LOST = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def tell_lost(request: pytest.FixtureRequest) -> Callable[[str, float, float], None]:
+    """Has the end of the tests print the time that a fault cost."""
+
+    def tell(fault: str, seconds: float, undisturbed: float) -> None:
+        line = f"{fault}: {seconds:.1f} s instead of {undisturbed:.1f} s"
+        request.config.stash.setdefault(LOST, []).append(line)
+
+    return tell
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print what faults cost."""
+    if lines := config.stash.get(LOST, []):
+        terminalreporter.section("time with a fault, and without")
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 from spidask import preprocessing
-from spidask.cluster import connect, connection_facts, read_cluster
+from spidask.cluster import Pool, connect, connection_facts, read_cluster
 from spidask.config import Cluster, parse_config
 from spidask.errors import ClusterError, DataError
 from spidask.inference import classify, classify_runs, enclose_windows
@@ -205,3 +205,46 @@ def test_reading_overlaps_with_scoring(beamtime, tmp_path, monkeypatch):
         for other_start, other_end in spans["read"]
     )
     assert shared > 0.25 * sum(end - start for start, end in spans["read"])
+
+
+def label_with_gpu(beamtime, output, client, **cluster):
+    # The GPU is pretended: all compute on the CPU.
+    config = beamtime.config(
+        output,
+        hits={"threshold": "adaptive"},
+        cluster={"kind": "local", "gpus": 1, **cluster},
+        inference={"device": "cpu"},
+    )
+    frames = open_runs(config.runs.files, "data")
+    store = output / "labels.zarr"
+    classify_runs(frames, beamtime.members, config, store, sign_files(frames), client)
+    return gather_labels(store)
+
+
+def test_workers_without_a_gpu_read_for_those_with_one(beamtime, reference, tmp_path):
+    with connect(Cluster(gpus=1, cpu_workers=2), tmp_path) as client, watch(client):
+        found = label_with_gpu(beamtime, tmp_path, client, cpu_workers=2)
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        events = [event for _, event in client.get_events("spidask") if event["kind"] == "shard"]
+    for name in reference.data_vars:
+        np.testing.assert_array_equal(found[name].values, reference[name].values, err_msg=name)
+    assert len(events) == 7
+    assert {kind for event in events for kind in workers[event["worker"]]["resources"]} == {"GPU"}
+    # Of seven shards the one with the GPU read some itself, and the others the rest.
+    readers = [kind for event in events for kind in workers[event["reader"]]["resources"]]
+    assert set(readers) == {"GPU", "CPU"}
+    for event in events:
+        assert all(event[f"{work}_s"] > 0 for work in ("read", "preprocess", "write"))
+
+
+def test_shards_that_wait_for_workers_which_are_gone_are_taken_back(
+    beamtime, reference, tmp_path, monkeypatch
+):
+    # One helper is seen at the first two looks, but there is none that could begin.
+    looks = iter([1, 1])
+    monkeypatch.setattr(Pool, "n_helpers", property(lambda _: next(looks, 0)))
+    with connect(Cluster(gpus=1, cpu_workers=0), tmp_path) as client:
+        found = label_with_gpu(beamtime, tmp_path, client, cpu_workers=0)
+    for name in reference.data_vars:
+        np.testing.assert_array_equal(found[name].values, reference[name].values, err_msg=name)
+    assert next(looks, None) is None

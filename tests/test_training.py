@@ -164,9 +164,9 @@ def test_a_batch_that_ranks_cannot_share_is_refused(beamtime, tmp_path):
 
 @pytest.fixture(scope="module")
 def undisturbed(beamtime, tmp_path_factory, client):
-    folder = tmp_path_factory.mktemp("undisturbed")
+    folder, start = tmp_path_factory.mktemp("undisturbed"), time.perf_counter()
     train_here(beamtime, folder, client, **LONGER)
-    return files(folder)
+    return files(folder), time.perf_counter() - start
 
 
 LONGER = {"iterations": 40, "checkpoint_every": 4, "ranks": 2, "timeout_s": 6.0}
@@ -184,9 +184,10 @@ def wait_until(condition, timeout_s: float = 60):
     ("number", "cause"), [(signal.SIGKILL, "vanished"), (signal.SIGSTOP, "hung for 6 s")]
 )
 def test_a_rank_lost_in_the_middle_changes_no_bit(
-    beamtime, tmp_path, client, undisturbed, caplog, number, cause
+    beamtime, tmp_path, client, undisturbed, caplog, number, cause, tell_lost
 ):
     client.wait_for_workers(3, timeout=60)
+    start = time.perf_counter()
     pids = client.run(os.getpid)
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(functools.partial(train_here, beamtime, tmp_path, client, **LONGER))
@@ -197,4 +198,6 @@ def test_a_rank_lost_in_the_middle_changes_no_bit(
         job.result(timeout=120)
     (told,) = (r.getMessage() for r in caplog.records if r.name == "spidask.ranks.launching")
     assert told.startswith(f"rank 1 on {struck} {cause}")
-    assert files(tmp_path) == undisturbed
+    assert files(tmp_path) == undisturbed[0]
+    fault = f"{signal.Signals(number).name} of one of two ranks, timeout {LONGER['timeout_s']:g} s"
+    tell_lost(fault, time.perf_counter() - start, undisturbed[1])

@@ -1,12 +1,13 @@
 """Dask clients: the only room where one is made, and where batch systems are known."""
 
 from spidask.cluster.connecting import connect, connection_facts
-from spidask.cluster.devices import count_local_workers
+from spidask.cluster.devices import CPU, count_local_workers
 from spidask.cluster.pool import Pool, wait_for_some
 from spidask.cluster.queues import JobState, job_script, list_jobs, say_jobs
 from spidask.cluster.record import read_cluster
 
 __all__ = [
+    "CPU",
     "JobState",
     "Pool",
     "connect",

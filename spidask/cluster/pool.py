@@ -69,8 +69,16 @@ class Pool:
     @property
     def n_able(self) -> int:
         """Workers that can do a shard."""
+        return self._count(self.demand)
+
+    @property
+    def n_helpers(self) -> int:
+        """Workers without a GPU beside those that have one: they can do all but the scores."""
+        return self._count({CPU: 1}) if GPU in self.demand else 0
+
+    def _count(self, demand: Mapping[str, float]) -> int:
         running = [one for one in self.workers.values() if one["status"] == "running"]
-        return sum(self.demand.keys() <= worker["resources"].keys() for worker in running)
+        return sum(demand.keys() <= worker["resources"].keys() for worker in running)
 
     @property
     def n_threads(self) -> int:

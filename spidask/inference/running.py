@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,10 +14,17 @@ import numpy as np
 import xarray as xr
 from distributed import Client, Future
 
-from spidask.cluster import Pool, wait_for_some
+from spidask.cluster import CPU, Pool, wait_for_some
 from spidask.config import Config
 from spidask.errors import SpidaskError
-from spidask.inference.shards import Shard, label_lazily, label_shard
+from spidask.inference.shards import (
+    Prepared,
+    Shard,
+    finish_shard,
+    label_lazily,
+    label_shard,
+    prepare_shard,
+)
 from spidask.io import store
 from spidask.io.progress import Progress
 from spidask.io.runs import select_run
@@ -165,30 +173,82 @@ def _evaluate(
 ) -> Iterator[tuple[str, int, Any]]:
     if client is None:
         for run, number, task in tasks:
-            yield run, number, _attempt(*task)
+            yield run, number, _attempt(label_shard, *task)
             progress.write()
         return
     pool = Pool(client, config.cluster, config.output)
-    waiting, running = iter(tasks), dict[Future[Any], tuple[str, int]]()
+    # Where every frame is a hit, to send the hits costs more than to read them again.
+    splits = config.hits.threshold != "none"
+    waiting, running = deque(tasks), dict[Future[Any], _Running]()
     n_left = len(tasks)
     while n_left:
         pool.tend(n_left)
+        n_helpers = pool.n_helpers if splits else 0
+        if not n_helpers:
+            waiting.extendleft(_take_back(client, running))
         # Workers come and go, and each has one shard in work and one that waits.
-        n_free = TASKS_PER_WORKER * max(pool.n_able, 1) - len(running)
-        for run, number, task in islice(waiting, max(n_free, 0)):
-            key = f"label-shard-{run}-{number}-{uuid4().hex[:8]}"
-            future = client.submit(_attempt, *task, pure=False, key=key, resources=pool.demand)
-            running[future] = (run, number)
+        n_split = sum(one.prepared is not None for one in running.values())
+        n_whole = len(running) - n_split
+        for _ in range(min(TASKS_PER_WORKER * max(pool.n_able, 1) - n_whole, len(waiting))):
+            running |= _submit(client, waiting.popleft(), pool.demand)
+        for _ in range(min(TASKS_PER_WORKER * n_helpers - n_split, len(waiting))):
+            running |= _submit_split(client, waiting.popleft(), pool.demand)
         for future in wait_for_some(running):
-            run, number = running.pop(future)
+            run, number, _ = running.pop(future).task
             error = future.exception()
             yield run, number, error if error is not None else future.result()
             n_left -= 1
         progress.write()
 
 
-def _attempt(*task: Any) -> Shard | Exception:
+@dataclass(frozen=True)
+class _Running:
+    """A shard in work, and what a worker without a GPU does for it before."""
+
+    task: tuple[str, int, Task]
+    prepared: Future[Prepared] | None = None
+
+
+def _submit(
+    client: Client, task: tuple[str, int, Task], demand: Mapping[str, float]
+) -> dict[Future[Any], _Running]:
+    key = f"label-shard-{task[0]}-{task[1]}-{uuid4().hex[:8]}"
+    future = client.submit(_attempt, label_shard, *task[2], pure=False, key=key, resources=demand)
+    return {future: _Running(task)}
+
+
+def _submit_split(
+    client: Client, task: tuple[str, int, Task], demand: Mapping[str, float]
+) -> dict[Future[Any], _Running]:
+    name, (run, members, config, labels, number) = f"{task[0]}-{task[1]}-{uuid4().hex[:8]}", task[2]
+    prepared = client.submit(
+        prepare_shard, run, config, number, key=f"prepare-shard-{name}", resources={CPU: 1}
+    )
+    future = client.submit(
+        _attempt,
+        finish_shard,
+        prepared,
+        *(run, members, config, labels, number),
+        key=f"finish-shard-{name}",
+        resources=demand,
+        priority=1,  # its hits take memory until then
+    )
+    return {future: _Running(task, prepared)}
+
+
+def _take_back(client: Client, running: dict[Future[Any], _Running]) -> list[tuple[str, int, Task]]:
+    """Give up shards that wait for workers which are gone."""
+    stuck = [
+        future
+        for future, one in running.items()
+        if one.prepared is not None and not one.prepared.done()
+    ]
+    client.cancel([*stuck, *(running[future].prepared for future in stuck)])
+    return [running.pop(future).task for future in stuck]
+
+
+def _attempt(function: Callable[..., Shard], *task: Any) -> Shard | Exception:
     try:
-        return label_shard(*task)
+        return function(*task)
     except Exception as error:
         return error

@@ -91,16 +91,42 @@ def _load(path: str, _mtime_ns: int, device: str) -> Member:
     return load_member(path, device)
 
 
-@measure("score")
 def _score_block(
     block: FloatArray, hit: npt.NDArray[np.bool_], paths: tuple[str, ...], config: Config
 ) -> FloatArray:
-    # One thread, whatever the machine: the last digits of a convolution depend on their number.
-    torch.set_num_threads(1)
-    device = resolve_device(config)
     rows = np.flatnonzero(hit[:, 0, 0])
     out = np.full((len(block), len(paths)), np.nan, np.float32)
+    out[rows] = score_patterns(block[rows], paths, config)
+    return out
+
+
+@measure("score")
+def score_patterns(patterns: FloatArray, paths: Sequence[str], config: Config) -> FloatArray:
+    """Score patterns with every member of an ensemble.
+
+    Parameters
+    ----------
+    patterns : numpy.ndarray
+        Shape (n, y, x), float32, photons; NaN where a pixel is missing.
+    paths : sequence of str
+        The members' files.
+    config : Config
+        Sections `inference` and `cluster`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (n, member), float32: calibrated probabilities of a single hit.
+
+    Raises
+    ------
+    ClusterError
+        If a device is asked for that is not there.
+    """
+    # One thread, whatever the machine: the last digits of a convolution depend on their number.
+    torch.set_num_threads(1)
+    device, out = resolve_device(config), np.empty((len(patterns), len(paths)), np.float32)
     for column, path in enumerate(paths):
         member = load_current(path, device)
-        out[rows, column] = score(member, block[rows], config.inference.batch_size)
+        out[:, column] = score(member, patterns, config.inference.batch_size)
     return out

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import dask
+import dask.array as da
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 from distributed import get_worker
 
 from spidask.config import Config
-from spidask.inference.scoring import classify, load_current
+from spidask.inference.scoring import classify, load_current, score_patterns
 from spidask.io import store
 from spidask.io.runs import take_frames
 from spidask.io.stack import EVENT_IDS
@@ -87,24 +90,146 @@ def label_shard(
         What was done.
     """
     start = time.perf_counter()
-    name = str(run["run_name"].values[run["run"].values[0]])
-    n_frames, window = run.sizes["frame"], config.hits.window
-    frames = store.slice_shard(n_frames, config.inference.frames_per_shard, number)
-    span = enclose_windows(frames, window, n_frames)
-    lazy = label_lazily(take_frames(run, span), members, config)
-    lazy = lazy.isel(frame=slice(frames.start - span.start, frames.stop - span.start))
     take_seconds()
+    lazy = _cut(run, config, number, lambda frames: label_lazily(frames, members, config))
     with dask.config.set(scheduler="threads", num_workers=_n_threads()):
         computed = lazy.compute()
+    return _store(run, computed, members, config, labels, number, start)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A shard but for its scores.
+
+    Attributes
+    ----------
+    labels : xarray.Dataset
+        The variables of labels.zarr without `scores`, in memory.
+    hits : numpy.ndarray
+        Patterns of the hits, shape (hit, y, x), float32, photons.
+    seconds : dict
+        Kind of work to the time it took; ``all`` from the first read to the end.
+    reader : str
+        Address of the worker.
+    """
+
+    labels: xr.Dataset
+    hits: npt.NDArray[np.float32]
+    seconds: dict[str, float]
+    reader: str
+
+
+def prepare_shard(run: xr.Dataset, config: Config, number: int) -> Prepared:
+    """Do all of a shard that needs no network, on a worker without a GPU.
+
+    Parameters
+    ----------
+    run : xarray.Dataset
+        The raw frames of one run, as `select_run` gives them.
+    config : Config
+        All sections that determine a label.
+    number : int
+        Which shard.
+
+    Returns
+    -------
+    Prepared
+        For `finish_shard`.
+    """
+    start = time.perf_counter()
+    take_seconds()
+    lazy = _cut(run, config, number, lambda f: measure_sizes(preprocess(f, config), config))
+    names = [name for name in _stored_names(lazy) if name != "scores"]
+    # Each block's hits as one object, for nobody knows before how many there are.
+    patterns, hit = lazy["patterns"].data, lazy["hit"].data
+    hits = da.map_blocks(
+        _pack_hits,
+        patterns,
+        hit[:, None, None],
+        dtype=object,
+        drop_axis=(1, 2),
+        chunks=((1,) * patterns.numblocks[0],),
+        meta=np.empty(0, object),
+    )
+    described = lazy.reset_coords()[names].assign(hits=("block", hits))
+    with dask.config.set(scheduler="threads", num_workers=_n_threads()):
+        computed = described.compute()
+    found = np.concatenate(computed["hits"].values)
+    seconds = take_seconds() | {"all": time.perf_counter() - start}
+    return Prepared(computed.drop_vars("hits"), found, seconds, get_worker().address)
+
+
+def _pack_hits(
+    block: npt.NDArray[np.float32], hit: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.object_]:
+    packed = np.empty(1, object)
+    packed[0] = block[hit[:, 0, 0]]
+    return packed
+
+
+def finish_shard(
+    prepared: Prepared,
+    run: xr.Dataset,
+    members: Sequence[str | Path],
+    config: Config,
+    labels: str | Path,
+    number: int,
+) -> Shard:
+    """Score the hits of a shard, and store its labels: those that `label_shard` gives.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        From `prepare_shard`.
+    run, members, config, labels, number
+        As of `label_shard`.
+
+    Returns
+    -------
+    Shard
+        What was done.
+    """
+    start = time.perf_counter() - prepared.seconds["all"]
+    take_seconds()
+    hit = prepared.labels["hit"].values
+    scores = np.full((len(hit), len(members)), np.nan, np.float32)
+    scores[hit] = score_patterns(prepared.hits, [str(path) for path in members], config)
+    computed = prepared.labels.assign(scores=(("frame", "member"), scores))
+    return _store(run, computed, members, config, labels, number, start, prepared)
+
+
+def _cut(
+    run: xr.Dataset, config: Config, number: int, describe: Callable[[xr.Dataset], xr.Dataset]
+) -> xr.Dataset:
+    """Describe the frames of a shard, with those beside them that its hits depend on."""
+    n_frames = run.sizes["frame"]
+    frames = store.slice_shard(n_frames, config.inference.frames_per_shard, number)
+    span = enclose_windows(frames, config.hits.window, n_frames)
+    lazy = describe(take_frames(run, span))
+    return lazy.isel(frame=slice(frames.start - span.start, frames.stop - span.start))
+
+
+def _store(
+    run: xr.Dataset,
+    computed: xr.Dataset,
+    members: Sequence[str | Path],
+    config: Config,
+    labels: str | Path,
+    number: int,
+    start: float,
+    prepared: Prepared | None = None,
+) -> Shard:
+    name = str(run["run_name"].values[run["run"].values[0]])
     with measure("write"):
         store.write_shard(labels, name, number, computed)
     seconds = time.perf_counter() - start
     shard = Shard(name, number, len(computed["hit"]), int(computed["hit"].sum()), seconds)
     if _threads_of_worker():
         try:
-            best = _tell_shard(shard, computed, members, config)
+            best = _tell_shard(shard, computed, members, config, prepared)
             if best is not None:
-                _tell_picture(run, frames.start + best[0], best[1], shard, config)
+                first = number * config.inference.frames_per_shard
+                _tell_picture(run, first + best[0], best[1], shard, config)
         except Exception:  # the labels are stored; a picture must not cost them
             log.exception("shard %d of %s is done but not told", number, name)
     return shard
@@ -158,18 +283,28 @@ def label_lazily(frames: xr.Dataset, members: Sequence[str | Path], config: Conf
         The variables of labels.zarr, lazy.
     """
     found = measure_sizes(classify(preprocess(frames, config), members, config), config)
-    names = [*LABELS, *(name for name in EVENT_IDS if name in found)]
-    return found.reset_coords()[names].drop_vars("member", errors="ignore")
+    return found.reset_coords()[_stored_names(found)].drop_vars("member", errors="ignore")
+
+
+def _stored_names(found: xr.Dataset) -> list[str]:
+    return [*LABELS, *(name for name in EVENT_IDS if name in found)]
 
 
 def _tell_shard(
-    shard: Shard, computed: xr.Dataset, members: Sequence[str | Path], config: Config
+    shard: Shard,
+    computed: xr.Dataset,
+    members: Sequence[str | Path],
+    config: Config,
+    prepared: Prepared | None,
 ) -> tuple[int, float] | None:
     """Tell what was done; gives the frame that all members accept most clearly, and its score."""
     device = resolve_device(config)
     thresholds = [load_current(str(path), device).threshold for path in members]
     margin = (computed["scores"].values - np.array(thresholds, np.float32)).min(1)
     accepted = np.flatnonzero(margin >= 0)
+    spent = Counter(prepared.seconds if prepared else {})
+    spent.update(take_seconds())
+    del spent["all"]
     tell(
         "shard",
         run=shard.run,
@@ -178,7 +313,8 @@ def _tell_shard(
         n_hits=shard.n_hits,
         n_single=len(accepted),
         seconds=round(shard.seconds, 4),
-        **{f"{work}_s": round(spent, 4) for work, spent in take_seconds().items()},
+        reader=prepared.reader if prepared else get_worker().address,
+        **{f"{work}_s": round(seconds, 4) for work, seconds in spent.items()},
     )
     if gpu := gpu_facts():
         tell("gpu", **gpu)

@@ -31,7 +31,7 @@ def tell(kind: str, **facts: Any) -> None:
     kind : str
         ``stage``, with name, n_shards and n_frames to do;
         ``shard``, with run, number, n_frames, n_hits, n_single, seconds, read_s, preprocess_s,
-        score_s and write_s;
+        score_s, size_s, write_s and reader, the worker that read it;
         ``failed``, with run, number and cause;
         ``loss``, with seed, iteration, loss and, at checkpoints, validation_f1;
         ``picture``, with run, index, score and pattern, made by `shrink_pattern`;

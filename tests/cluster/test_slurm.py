@@ -173,19 +173,19 @@ STRIKES = {
 
 @pytest.mark.parametrize("strike", STRIKES)
 def test_a_lost_worker_changes_no_label(
-    queue, long_run, reference, tmp_path, monkeypatch, strike, record_property
+    queue, long_run, reference, tmp_path, monkeypatch, strike, tell_lost
 ):
     monkeypatch.setattr(pool, "LOOK_EVERY_S", 1.0)
-    config = config_of(long_run, tmp_path)
-    with connect(config.cluster, config.output) as client:
-        wait_for_workers(pool.Pool(client, config.cluster, config.output), 2)
-        start = time.perf_counter()
-        progress = after(8, lambda: STRIKES[strike](queue))
-        found = label(long_run, config, client, progress)
-        seconds = time.perf_counter() - start
-    assert_equal_bits(found, reference)
-    print(f"{strike}: {N_SHARDS} shards in {seconds:.1f} s")
-    record_property("seconds", seconds)
+    seconds = []
+    for name, fault in (("without", lambda _: None), ("with", STRIKES[strike])):
+        config = config_of(long_run, tmp_path / name)
+        with connect(config.cluster, config.output) as client:
+            wait_for_workers(pool.Pool(client, config.cluster, config.output), 2)
+            start = time.perf_counter()
+            found = label(long_run, config, client, after(8, partial(fault, queue)))
+            seconds.append(time.perf_counter() - start)
+        assert_equal_bits(found, reference)
+    tell_lost(f"{strike}, {N_SHARDS} shards on two workers", seconds[1], seconds[0])
 
 
 def test_a_lost_job_is_replaced(queue, long_run, reference, tmp_path, monkeypatch):
@@ -259,10 +259,18 @@ def done_shards(output: Path) -> int:
     return N_SHARDS - len(missing_shards(labels, "r0001")) if there else 0
 
 
-def test_a_killed_driver_goes_on_where_the_store_says(queue, long_run, reference, tmp_path):
+def test_a_killed_driver_goes_on_where_the_store_says(
+    queue, long_run, reference, tmp_path, tell_lost
+):
     output = tmp_path / "out"
+    members = [str(path) for path in long_run.members]
+    undisturbed = time.perf_counter()
+    driver = start_run(config_of(long_run, tmp_path / "undisturbed", members), output.parent)
+    assert driver.wait(timeout=120) == 0
+    undisturbed = time.perf_counter() - undisturbed
     output.mkdir()
-    config = config_of(long_run, output, members=[str(path) for path in long_run.members])
+    config = config_of(long_run, output, members)
+    start = time.perf_counter()
     driver = start_run(config, output)
     queue.wait(
         lambda: done_shards(output) >= 4 or driver.poll() is not None, "4 shards", seconds=90
@@ -277,6 +285,7 @@ def test_a_killed_driver_goes_on_where_the_store_says(queue, long_run, reference
     assert left
     again = start_run(config, output)
     assert again.wait(timeout=120) == 0, (output / "driver.log").read_text()
+    tell_lost("kill -9 of the driver and a second run", time.perf_counter() - start, undisturbed)
     assert 0 < read_progress(output)["done"] < N_SHARDS
     assert_equal_bits(gather_labels(output / "labels.zarr"), reference)
     queue.wait(lambda: not left_over(queue, left), "no jobs of the first driver", seconds=60)
@@ -320,15 +329,16 @@ def start_training(config, output: Path) -> subprocess.Popen:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
 
-def test_a_cancelled_rank_changes_no_weight(queue, beamtime, tmp_path):
+def test_a_cancelled_rank_changes_no_weight(queue, beamtime, tmp_path, tell_lost):
     job = {"cores": 2, "memory": "2GB", "walltime": "00:30:00", "directives": ["--gres=gpu:1"]}
     sections = {
         "cluster": {"kind": "slurm", "gpus": 1, "jobs": 2, "job": job},
         "training": {"ranks": 2, "iterations": 60, "checkpoint_every": 6, "timeout_s": 20},
         "inference": {"device": "cpu"},
     }
-    members = {}
+    members, seconds = {}, {}
     for name in ("undisturbed", "struck"):
+        start = time.perf_counter()
         config = beamtime.config(tmp_path / name, **sections)
         driver = start_training(config, tmp_path / name)
         checkpoints = tmp_path / name / "checkpoints" / "seed0"
@@ -337,7 +347,9 @@ def test_a_cancelled_rank_changes_no_weight(queue, beamtime, tmp_path):
             queue.wait(begun, "a checkpoint", seconds=90)
             STRIKES["scancel"](queue)
         assert driver.wait(timeout=200) == 0, (tmp_path / f"{name}.log").read_text()
+        seconds[name] = time.perf_counter() - start
         members[name] = [path.read_bytes() for path in sorted(checkpoints.glob("0*.safetensors"))]
+    tell_lost("scancel of one of two ranks", seconds["struck"], seconds["undisturbed"])
     assert len(members["struck"]) == 10
     assert members["struck"] == members["undisturbed"]
     log = (tmp_path / "struck.log").read_text()
