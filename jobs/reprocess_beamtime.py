@@ -5,8 +5,9 @@
         --runs '/data/p1234/r*.h5' --set cluster.site=configs/sites/maxwell.yaml
 
 An ensemble is a folder of members, one member, or the YAML file of another config, whose members
-are trained if they are not there. All shards of all runs are spread over the workers. What an
-interrupted call has done is not done again.
+are trained if they are not there. --runs takes paths, globs, and folders, whose files are named as
+the config's are. All shards of all runs are spread over the workers. What an interrupted call has
+done is not done again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from spidask import pipeline
 from spidask.config import Config, load_config
 from spidask.errors import ConfigError, SpidaskError
 from spidask.io.files import natural_key
+from spidask.io.zarr import is_zarr
 from spidask.metrics import compare
 
 
@@ -57,6 +59,16 @@ def config_of(base: str, name: str, place: str, output: Path, overrides: list[st
     return load_config(base, [*overrides, f"inference.members={find_ensemble(place)}"])
 
 
+def find_files(base: str, runs: list[str]) -> list[str]:
+    """Paths and globs as they are; of a folder, the files that are named as the base config's."""
+    names = [Path(pattern).name for pattern in load_config(base).runs.files]
+    files = []
+    for place in runs:
+        is_folder = Path(place).is_dir() and not is_zarr(place)
+        files += [str(Path(place) / name) for name in names] if is_folder else [place]
+    return files
+
+
 def reprocess(configs: dict[str, Config]) -> pd.DataFrame:
     """Run every config up to its selection; give a row for each, and one for each pair."""
     rows = []
@@ -79,14 +91,15 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--ensemble", action="append", required=True, metavar="NAME=PLACE")
     parser.add_argument(
-        "--runs", nargs="+", default=[], help="paths or globs; nothing: the config's"
+        "--runs", nargs="+", default=[], help="paths, globs or folders; nothing: the config's"
     )
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # workers' jobs are cancelled
-    overrides = [*options.set, *([f"runs.files={options.runs}"] if options.runs else [])]
     try:
+        files = find_files(options.config, options.runs) if options.runs else []
+        overrides = [*options.set, *([f"runs.files={files}"] if files else [])]
         places = parse_ensembles(options.ensemble)
         configs = {
             name: config_of(options.config, name, place, options.output, overrides)

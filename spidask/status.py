@@ -51,7 +51,7 @@ class Status:
     output : str
         The folder.
     members : int
-        Trained members in it.
+        Members that classify.
     runs : list of RunStatus
         What the stage classify has done.
     counts : dict
@@ -129,7 +129,7 @@ class Status:
         lines = [
             f"classify: {told['done']} of {told['shards']} shards in this go, "
             f"{told['frames_per_second']:g} frames/s, {share:.2%} hits, {told['failed']} shards "
-            f"failed; {state} {format_seconds(now - told['updated'])} ago",
+            f"failed; {state} {format_seconds(round(now - told['updated']))} ago",
         ]
         if told["stopped"]:
             lines.append(f"classify: stopped: {told['stopped']}")
@@ -159,14 +159,15 @@ def measure_status(output: str | Path) -> Status:
     folder = Path(output)
     training = _measure_training(folder)
     # Before the members are trained there is none.
-    counts = read_manifest(output).get("counts", {}) if training is None else {}
+    manifest = read_manifest(output) if training is None else {"config": {}}
     labels = folder / "labels.zarr"
     runs = [_measure_run(labels, name) for name in store.list_runs(labels)]
-    members = len(list((folder / "members").glob("*.safetensors")))
+    given = manifest["config"].get("inference", {}).get("members")
+    members = len(given or list((folder / "members").glob("*.safetensors")))
     cluster = read_cluster(output)
     jobs = list_jobs(cluster.get("jobs", []))
     told = read_progress(output), find_holder(output), cluster, jobs
-    return Status(str(output), members, runs, counts, training, *told)
+    return Status(str(output), members, runs, manifest.get("counts", {}), training, *told)
 
 
 def _measure_training(output: Path) -> dict[str, tuple[int, float]] | None:

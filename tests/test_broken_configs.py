@@ -123,6 +123,14 @@ BROKEN = {
     "output empty": (["output="], None, "output", "string"),
     "output an empty text": (["output=''"], None, "output", "at least 1"),
     "dataset empty": (["runs.dataset=''"], None, "runs.dataset", "at least 1"),
+    "key without a section": ([".a=1"], None, "--set .a=1", "expected section.key=value"),
+    "region of a run without x": (
+        ["per_run={r0001: {preprocessing: {region: {y: [0, 5]}}}}"],
+        None,
+        "per_run.r0001.preprocessing.region.x",
+        "--set per_run.r0001.preprocessing.region.x=...",
+    ),
+    "mask a folder": (["runs.mask={folder}"], None, "runs.mask", "file.h5:dataset"),
     "seed negative": (["training.seed=-1"], None, "training.seed", "or equal to 0"),
     "seed of the simulation": (
         ["simulation={folder: x, seed: -1}"],

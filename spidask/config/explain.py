@@ -33,7 +33,7 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     for one in error.errors():
         # pydantic adds the names of union branches to the path; only real keys mean something.
         location = [str(part) for part in one["loc"] if _is_key(part)]
-        key, message = _explain_one(dict(one), model, location)
+        key, message = _explain_one(dict(one), model, location, prefix)
         told.setdefault(".".join(filter(None, [prefix, *location, key])), []).append(message)
     # Each branch of a union has its own message about the same value.
     lines = []
@@ -44,7 +44,7 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
 
 
 def _explain_one(
-    error: dict[str, Any], model: type[BaseModel], location: list[str]
+    error: dict[str, Any], model: type[BaseModel], location: list[str], prefix: str
 ) -> tuple[str, str]:
     """Give what the message adds to the key's path, and the rest of the message."""
     if error["type"] == "extra_forbidden":
@@ -53,7 +53,7 @@ def _explain_one(
         hint = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(known)}."
         return "", f"unknown key. {hint}"
     if error["type"] == "missing":
-        path = ".".join(location)
+        path = ".".join(filter(None, [prefix, *location]))
         return "", f"missing. Give it in the YAML file or with --set {path}=..."
     value = json.dumps(error["input"], default=str)
     if error["type"] in ("model_type", "dict_type"):

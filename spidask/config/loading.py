@@ -182,7 +182,7 @@ class _Loader(yaml.SafeLoader):
 
 def _put(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key.strip():
+    if not equals or not all(part.strip() for part in key.split(".")):
         raise ConfigError(f"--set {override}: expected section.key=value")
     try:
         value = yaml.safe_load(text)

@@ -212,7 +212,7 @@ def _opened(location: str, what: str) -> Iterator[h5py.Dataset | NDArray[Any]]:
         file = h5py.File(path, "r")
     except OSError as error:
         raise DataError(
-            f"{what} {path}: cannot be opened as HDF5: {error}; "
+            f"{what} {path}: cannot be opened as HDF5: {' '.join(str(error).split())}; "
             "expected 'file.h5:dataset' or 'file.npy'",
             path=path,
         ) from None

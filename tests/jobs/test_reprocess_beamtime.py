@@ -1,6 +1,7 @@
 """Several ensembles on one beamtime, compared with each other."""
 
 import dataclasses
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +63,8 @@ def test_an_ensemble_that_is_not_there_is_named(base, tmp_path):
         done = reprocess(base, tmp_path / "out", *ensembles)
         assert done.returncode == 1
         assert done.stderr.strip().endswith(expected)
+
+
+def test_a_folder_stands_for_its_files_that_are_named_as_the_configs(base, tmp_path):
+    find_files = runpy.run_path(str(JOB))["find_files"]
+    assert find_files(str(base), [str(tmp_path), "x.h5"]) == [f"{tmp_path}/r*.h5", "x.h5"]
