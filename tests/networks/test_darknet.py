@@ -1,6 +1,7 @@
 """Darknet's layers and files, against Darknet itself."""
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ import torch
 
 from spidask.errors import DataError
 from spidask.networks.darknet import Conv, Darknet, Pool, read_weights, reorganize, write_weights
+from spidask.networks.yolov2 import yolov2
+from spidask.networks.yolov3 import yolov3
 
+FOLDER = Path(__file__).parent / "darknet"
 SMALL = [Conv(8), Pool(), Conv(4, 1), Conv(6, 1, is_output=True)]
 PER_LAYER = [4 * 8 + 8 * 3 * 9, 4 * 4 + 4 * 8, 6 + 6 * 4]
 
@@ -111,3 +115,28 @@ def test_files_that_do_not_fit_are_refused(tmp_path, change, match):
         read_weights(Darknet(SMALL), path)
     with pytest.raises(DataError, match="cannot be read"):
         read_weights(Darknet(SMALL), tmp_path / "gone.weights")
+
+
+@pytest.mark.parametrize(("name", "build"), [("yolov2", yolov2), ("yolov3", yolov3)])
+def test_outputs_are_those_of_darknet_itself(name, build):
+    """Against Darknet, commit f6afaabc, built for the CPU with gcc.
+
+    Its cfg/yolov2-voc.cfg and cfg/yolov3.cfg with width=96, height=64, classes=1, filters of the
+    last convolutions 30 and 18, and batch=1; weights of `fill` with seed 7, written by
+    `write_weights`; the picture of below. ``darknet/dump.c`` wrote what goes into the region and
+    yolo layers.
+    """
+    network = fill(build(), 7)
+    for _, block in network.convolutions():
+        if len(block) > 1:
+            # On the CPU Darknet divides by sqrt(variance) + 1e-6, nearly this; on the GPU by
+            # sqrt(variance + 1e-5), which is ours.
+            block[1].eps = 2e-6
+    picture = np.random.default_rng(3).uniform(0, 1, (1, 3, 64, 96)).astype(np.float32)
+    with torch.inference_mode():
+        outputs = network(torch.from_numpy(picture))
+    with np.load(FOLDER / f"{name}.npz") as reference:
+        assert len(outputs) == len(reference)
+        for number, output in enumerate(outputs):
+            expected = reference[f"output{number}"]
+            assert np.abs(output[0].numpy() - expected).max() < 1e-5 * np.abs(expected).max()
