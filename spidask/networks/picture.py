@@ -1,0 +1,128 @@
+"""Patterns as the pictures that YOLO networks were shown: colour map, figure, letterbox."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+import torch
+
+FIGURE_SCALE = (954 / 123, 1855 / 240)
+"""Pixels of the figure for each row and column of the pattern (Ignatenko 2021)."""
+FILL = 0.5
+"""Grey of what the letterbox leaves free."""
+LEVELS = 256
+
+
+def render(
+    patterns: torch.Tensor,
+    size: tuple[int, int],
+    *,
+    colours: Literal["jet", "grey"],
+    scale: Literal["linear", "logarithmic"],
+    maximum: float | None = None,
+) -> torch.Tensor:
+    """Render patterns as the files of Ignatenko 2021 would show them to a network.
+
+    Parameters
+    ----------
+    patterns
+        Shape (frame, y, x), float32, photons; NaN where a pixel is missing.
+    size : tuple of int
+        Rows and columns of the network's input.
+    colours : {"jet", "grey"}
+        Colour map; grey has one channel, which stands for three alike.
+    scale : {"linear", "logarithmic"}
+        Linear: photons; logarithmic: log10(max(photons, 1)). Missing pixels are 0.
+    maximum : float, optional
+        Photons of the brightest level; nothing: each pattern's own largest number.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (frame, 3 or 1, rows, columns), float32, 0 to 1, on the patterns' device.
+
+    Notes
+    -----
+    The published chain maps the pattern to 256 colours, draws a figure of 954 x 1855 pixels for
+    123 x 240 (each pixel repeated; other regions in proportion), saves it with 8 bits, and
+    letterboxes it as Darknet does (bilinear, no smoothing, grey 0.5 around). Repeating and resizing
+    are linear and separable, so that one product with a matrix from each side does both.
+    """
+    values = _scale(patterns, scale, maximum)
+    levels = (values * LEVELS).long().clamp_(0, LEVELS - 1)
+    table = _table(colours).to(patterns.device)
+    seen = table[levels].permute(0, 3, 1, 2)
+    figure, inner = _sizes((patterns.shape[1], patterns.shape[2]), size)
+    down = _composed(patterns.shape[1], figure[0], inner[0]).to(patterns.device)
+    across = _composed(patterns.shape[2], figure[1], inner[1]).to(patterns.device)
+    picture = patterns.new_full((len(patterns), seen.shape[1], *size), FILL)
+    top, left = ((outer - own) // 2 for outer, own in zip(size, inner, strict=True))
+    resized = down @ seen @ across.T
+    picture[:, :, top : top + inner[0], left : left + inner[1]] = resized
+    return picture
+
+
+def fold_channels(weight: torch.Tensor) -> torch.Tensor:
+    """Make the first convolution of three equal channels one of a single channel.
+
+    Parameters
+    ----------
+    weight
+        Shape (filter, 3, y, x).
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (filter, 1, y, x): the sum, which gives the same for pictures in grey.
+    """
+    return weight.sum(1, keepdim=True)
+
+
+def _scale(patterns: torch.Tensor, scale: str, maximum: float | None) -> torch.Tensor:
+    photons = torch.nan_to_num(patterns, nan=0.0).clamp(min=0.0)
+    brightest = photons.amax((1, 2), keepdim=True) if maximum is None else maximum
+    if scale == "logarithmic":
+        photons = torch.log10(photons.clamp(min=1.0))
+        brightest = torch.log10(torch.as_tensor(brightest).clamp(min=1.0))
+    # A pattern of nothing but zeros stays dark.
+    return photons / torch.as_tensor(brightest).clamp(min=1e-30)
+
+
+def _sizes(
+    pattern: tuple[int, int], size: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns of the figure, and of its part of the network's input."""
+    rows, columns = (round(n * f) for n, f in zip(pattern, FIGURE_SCALE, strict=True))
+    if size[1] / columns < size[0] / rows:
+        return (rows, columns), (rows * size[1] // columns, size[1])
+    return (rows, columns), (size[0], columns * size[0] // rows)
+
+
+@lru_cache(maxsize=8)
+def _table(colours: str) -> torch.Tensor:
+    """The colours of all levels, shape (256, channel), as 8 bits keep them."""
+    name = {"jet": "jet", "grey": "gray"}[colours]
+    rgb = matplotlib.colormaps[name](np.arange(LEVELS), bytes=True)[:, :3]
+    channels = rgb if colours == "jet" else rgb[:, :1]
+    return torch.from_numpy(channels.astype(np.float32) / 255)
+
+
+@lru_cache(maxsize=32)
+def _composed(n_pattern: int, n_figure: int, n_out: int) -> torch.Tensor:
+    """Repeating to the figure and Darknet's resizing of it, shape (n_out, n_pattern)."""
+    # A pixel of the figure whose centre lies between two takes the lower, as matplotlib does.
+    source = np.ceil((np.arange(n_figure) + 0.5) * n_pattern / n_figure).astype(int) - 1
+    weights = np.zeros((n_out, n_pattern), np.float32)
+    # As Darknet: the corners of both stand on each other, and the last pixel is the last.
+    place = np.arange(n_out) * np.float32((n_figure - 1) / max(n_out - 1, 1))
+    low = np.minimum(place.astype(int), n_figure - 1)
+    share: npt.NDArray[np.float32] = (place - low).astype(np.float32)
+    low[-1], share[-1] = n_figure - 1, 0
+    np.add.at(weights, (np.arange(n_out), source[low]), 1 - share)
+    high = np.minimum(low + 1, n_figure - 1)
+    np.add.at(weights, (np.arange(n_out), source[high]), share)
+    return torch.from_numpy(weights)
