@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from spidask.config import Config
-from spidask.errors import ConfigError, StoreError
+from spidask.errors import ConfigError, DataError, StoreError
 from spidask.io.files import natural_key
 from spidask.io.labels import drop_unreadable, read_labels
 from spidask.networks.member import load_member
@@ -58,7 +58,7 @@ def find_members(config: Config) -> list[Path]:
 
 
 def train_members(
-    frames: xr.Dataset, config: Config, client: Client | None
+    frames: xr.Dataset, config: Config, client: Client | None, *, patient: bool = False
 ) -> tuple[list[Path], dict[str, Any]]:
     """Train the ensemble of a config, unless that is done.
 
@@ -70,6 +70,9 @@ def train_members(
         The beamtime.
     client : distributed.Client or None
         Whose workers train; this process without it.
+    patient : bool
+        Whether labels of runs that cannot be read are refused, for these may become whole; else
+        they are left out.
 
     Returns
     -------
@@ -82,6 +85,8 @@ def train_members(
     ------
     ConfigError
         If there are no labels.
+    DataError
+        If labels are of runs that are not there or, being patient, cannot be read.
     StoreError
         If members or checkpoints are there that were made with other settings.
     """
@@ -93,13 +98,17 @@ def train_members(
     output = Path(config.output)
     record, begun = output / "members" / "training.json", output / "checkpoints" / "settings.json"
     settings = training_settings(config)
-    for path in (record, begun):
+    # Without a checkpoint nothing depends on the settings of before.
+    is_begun = any((output / "checkpoints").glob("*/*.safetensors"))
+    for path in (record, begun) if is_begun else (record,):
         stored = read_json(path)["settings"] if path.exists() else {}
         refuse_changed_training(stored, settings, path.parent)
     if not record.exists():
         write_json(begun, {"settings": settings})
         start = time.perf_counter()
         labels, n_unreadable = drop_unreadable(read_labels(config.labels.file), frames)
+        if n_unreadable and patient:
+            raise DataError(f"{n_unreadable} labels are of runs that cannot be read yet")
         if n_unreadable:
             log.warning("%d labels are of runs that cannot be read", n_unreadable)
         members, used = train(frames, labels, config, output, client)

@@ -248,13 +248,13 @@ def _in_order(
     pool = Pool(client, config.cluster, config.output)
     waiting: deque[Any] = deque()
     for n_left in range(n_tasks, 0, -1):
-        while not (waiting and waiting[0].done()):
+        done = False
+        while not done:
             n_free = min(2 * max(pool.n_threads, 1), n_left) - len(waiting)
-            waiting.extend(
-                client.submit(work, t, pure=False) for t in islice(tasks, max(n_free, 0))
-            )
+            for task in islice(tasks, max(n_free, 0)):
+                waiting.append(client.submit(work, task, pure=False))
             pool.tend(n_left)
-            wait_for_some([waiting[0]])
+            done = bool(wait_for_some([waiting[0]]))
         yield waiting.popleft().result()
 
 

@@ -14,20 +14,21 @@ import numpy as np
 import xarray as xr
 from distributed import Client
 
-from spidask.cluster import connect
+from spidask.cluster import connect, is_driver
 from spidask.config import Config
 from spidask.ensemble import find_members, take_members, train_members
-from spidask.errors import ConfigError, DataError
+from spidask.errors import ClusterError, ConfigError, DataError, SpidaskError, StoreError
 from spidask.handoff import export, photons_are_current
 from spidask.inference import Shard, classify_runs, count_labels
-from spidask.io.files import follow_files
-from spidask.io.fingerprint import drop_changed_runs
+from spidask.io.files import follow_files, natural_key
+from spidask.io.fingerprint import drop_run, find_changed_runs
 from spidask.io.manifest import note, read_config
 from spidask.io.runs import open_runs
 from spidask.io.store import gather_labels
 from spidask.io.tables import read_trained_frames, write_selection_csv
 from spidask.metrics import compare
 from spidask.monitor import report_performance, tell, watch
+from spidask.networks.device import choose_device
 from spidask.networks.member import load_member
 from spidask.provenance import (
     awaits_simulation,
@@ -88,6 +89,9 @@ def run(
     if until not in STAGES:
         raise ConfigError(f"--until {until}: no such stage; stages are {', '.join(STAGES)}")
     last = STAGES.index(until)
+    # All workers compute on the same kind of device, or fail.
+    device = config.inference.model_copy(update={"device": choose_device(config)})
+    config = config.model_copy(update={"inference": device})
     with _start(config) as client:
         if not follow:
             return _do_stages(config, last, progress, client)
@@ -96,35 +100,41 @@ def run(
 
 def _follow(config: Config, last: int, progress: OnShard, client: Client | None) -> dict[str, Any]:
     manifest: dict[str, Any] = {"counts": {}}
+    done: dict[str, object] = {}
+    told = ""
     for files in follow_files(config.runs.files):
-        settled = config.runs.model_copy(update={"files": files})
-        now = config.model_copy(update={"runs": settled})
+        if files == done:
+            continue
+        runs = config.runs.model_copy(update={"files": sorted(files, key=natural_key)})
+        now = config.model_copy(update={"runs": runs})
         try:
-            manifest = _do_stages(now, last, progress, client, renew=True)
-        except DataError as error:
-            # The file that is at fault, or the run that lacks, may be on its way.
-            log.warning("%s; waiting for more files", error)
+            manifest = _do_stages(now, last, progress, client, follow=True)
+            done, told = dict(files), ""
+        except (ClusterError, StoreError):
+            raise
+        except SpidaskError as error:
+            # A file that is at fault, a labelled run or the labels may be on their way.
+            if str(error) != told:
+                log.warning("%s; looking again", error)
+            told = str(error)
     return manifest
 
 
 @contextmanager
 def _start(config: Config) -> Iterator[Client | None]:
-    # In an allocation only one process comes back from `connect`, and that one has the folder.
+    # In an allocation only one process comes back from `connect`: it has the folder, from before
+    # anything of an earlier run is removed, and simulates when the others are at their places.
     in_allocation = config.cluster.kind == "allocation"
     with ExitStack() as stack:
-        if not in_allocation:
-            _take_folder(config, stack)
+        if not in_allocation or is_driver():
+            stack.enter_context(hold(config.output))
+        if config.simulation and not in_allocation:
+            make_beamtime(config)
         client = stack.enter_context(connect(config.cluster, config.output))
-        if in_allocation:
-            _take_folder(config, stack)
+        if config.simulation and in_allocation:
+            make_beamtime(config)
         stack.enter_context(watch(client))
         yield client
-
-
-def _take_folder(config: Config, stack: ExitStack) -> None:
-    stack.enter_context(hold(config.output))
-    if config.simulation:
-        make_beamtime(config)
 
 
 def _do_stages(
@@ -133,7 +143,7 @@ def _do_stages(
     progress: OnShard,
     client: Client | None,
     *,
-    renew: bool = False,
+    follow: bool = False,
 ) -> dict[str, Any]:
     frames = open_beamtime(config)
     facts = {"read": _count_read(frames)}
@@ -142,12 +152,13 @@ def _do_stages(
         members = take_members(config)
     else:
         with report_performance(client, output / "performance" / "train.html"):
-            members, facts["train"] = train_members(frames, config, client)
+            members, facts["train"] = train_members(frames, config, client, patient=follow)
     files = sign_inputs(frames, config)
-    if renew:
-        for name in drop_changed_runs(output / "labels.zarr", files):
-            log.warning("the files of run %s have changed: it is labelled anew", name)
-    refuse_stale_labels(members, files, config)
+    changed = find_changed_runs(output / "labels.zarr", files) if follow else []
+    refuse_stale_labels(members, files, config, follow=follow)
+    for name in changed:
+        log.warning("the files of run %s have changed: it is labelled anew", name)
+        drop_run(output / "labels.zarr", name)
     # Not before here, so that settings which were refused leave no trace.
     note(config, facts)
     if last >= STAGES.index("classify"):

@@ -12,7 +12,7 @@ import xarray as xr
 from dask.utils import parse_bytes
 from distributed.system import MEMORY_LIMIT
 
-from spidask.cluster import count_local_workers, job_script
+from spidask.cluster import count_local_workers, job_script, threads_of_gpu_worker
 from spidask.config import QUEUES, Config
 from spidask.io import store
 from spidask.io.calibration import recipe_of
@@ -335,7 +335,9 @@ def _processes(config: Config) -> tuple[int, int]:
         return cluster.n_workers, int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
     if cluster.kind == "scheduler":
         return max((cluster.gpus or 0) + (cluster.cpu_workers or 0), 1), 1
-    return sum(count_local_workers(cluster)), 1
+    n_gpus, n_cpu_workers = count_local_workers(cluster)
+    threads = threads_of_gpu_worker(n_gpus, n_cpu_workers) if n_gpus else 1
+    return n_gpus + n_cpu_workers, threads
 
 
 def _count_nodes(config: Config) -> int:

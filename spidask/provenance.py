@@ -129,7 +129,11 @@ def refuse_changed_training(
 
 
 def refuse_stale_labels(
-    members: Sequence[Path], files: Mapping[str, Sequence[Sequence[str | int]]], config: Config
+    members: Sequence[Path],
+    files: Mapping[str, Sequence[Sequence[str | int]]],
+    config: Config,
+    *,
+    follow: bool = False,
 ) -> None:
     """Refuse to go on with labels made from something else.
 
@@ -141,15 +145,19 @@ def refuse_stale_labels(
         What `sign_inputs` gives.
     config : Config
         The beamtime.
+    follow : bool
+        Whether files may come, change and go; then only settings and members count.
 
     Raises
     ------
     StoreError
         If a setting, a member or a file has changed; names each.
     """
-    labels = Path(config.output) / "labels.zarr"
+    stored = read_fingerprint(Path(config.output) / "labels.zarr")
     signed = {f"files.{run}": description for run, description in files.items()}
-    check_fingerprint(read_fingerprint(labels), _label_settings(members, config) | signed)
+    if follow:
+        stored = {k: v for k, v in stored.items() if not k.startswith("files.")}
+    check_fingerprint(stored, _label_settings(members, config) | signed)
 
 
 def sign_labels(members: Sequence[Path], config: Config) -> None:

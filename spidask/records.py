@@ -7,14 +7,18 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from spidask.errors import StoreError
 
 log = logging.getLogger(__name__)
+
+PATIENCE_S = 1.0
+"""`find_holder` holds the lock for a moment as well."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -87,7 +91,7 @@ def hold(output: str | Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError:
             file.seek(0)
             raise StoreError(
@@ -100,6 +104,18 @@ def hold(output: str | Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+def _lock(file: IO[str]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def find_holder(output: str | Path) -> str | None:

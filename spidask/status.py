@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,8 @@ class Status:
 
     def _say_workers(self) -> list[str]:
         told = self.cluster
-        lines = [f"jobs: {say_jobs(self.jobs)}"] if told.get("jobs") else []
+        asked = told.get("jobs") and told.get("kind") == "slurm"
+        lines = [f"jobs: {say_jobs(self.jobs)}"] if asked else []
         if told and self.driver:
             lines.append(f"{told.get('workers', 0)} workers; dashboard: {told['tunnel']}")
         return lines
@@ -165,7 +167,8 @@ def measure_status(output: str | Path) -> Status:
     given = manifest["config"].get("inference", {}).get("members")
     members = len(given or list((folder / "members").glob("*.safetensors")))
     cluster = read_cluster(output)
-    jobs = list_jobs(cluster.get("jobs", []))
+    # Other queues are not asked.
+    jobs = list_jobs(cluster.get("jobs", [])) if cluster.get("kind") == "slurm" else []
     told = read_progress(output), find_holder(output), cluster, jobs
     return Status(str(output), members, runs, manifest.get("counts", {}), training, *told)
 
@@ -176,8 +179,10 @@ def _measure_training(output: Path) -> dict[str, tuple[int, float]] | None:
         return None
     found = {}
     for path in sorted((output / "checkpoints").glob("*/metrics.csv")):
-        table = pd.read_csv(path)
-        found[path.parent.name] = int(table["iteration"].max()), float(table["validation_f1"].max())
+        with suppress(OSError, ValueError):  # begun anew at this moment
+            table = pd.read_csv(path)
+            best = float(table["validation_f1"].max())
+            found[path.parent.name] = int(table["iteration"].max()), best
     return found
 
 

@@ -172,3 +172,15 @@ def test_faults_with_progress_between_them_are_not_counted_together(client, tmp_
     assert run(client, stumble, [(tmp_path, 3)], 1, progress=count_steps) == [3]
     with pytest.raises(ClusterError, match="KeyError: 3; 2 attempts failed"):
         run(client, stumble, [(tmp_path, 9)], 1)
+
+
+def test_progress_in_the_last_attempt_counts(monkeypatch):
+    monkeypatch.setattr(launching, "ATTEMPTS", 3)
+    steps = iter([1, 1, 2, 2, 2])
+    job = launching._Job(0, (), reached=1)
+    for _ in range(2):
+        job = launching._count_attempt(job, "bad node", lambda _: next(steps))
+    assert len(job.causes) == 2
+    # The third got further before it was lost, so it is the first of three.
+    job = launching._count_attempt(job, "preempted", lambda _: next(steps))
+    assert job.causes == ("preempted",)

@@ -72,7 +72,9 @@ def test_progress_and_failures(output):
 
 
 def test_jobs_workers_and_the_way_to_the_dashboard(output, monkeypatch):
-    write_cluster(output, tunnel="ssh -N -L 1:127.0.0.1:1 me@node", jobs=["17", "18"], workers=2)
+    write_cluster(
+        output, kind="slurm", tunnel="ssh -N -L 1:127.0.0.1:1 me@node", jobs=["17", "18"], workers=2
+    )
     told = [JobState("17", "RUNNING", "n1"), JobState("18", "PENDING", "(Resources)")]
     monkeypatch.setattr("spidask.status.list_jobs", lambda ids: told if ids == ["17", "18"] else [])
     with hold(output):

@@ -59,6 +59,10 @@ def _bad_job(beamtime: Beamtime) -> Iterator[Problem]:
             f"{job.python} is not on this machine; is it on the nodes?",
             "warning",
         )
+    if beamtime.config.inference.device == "cuda" and not cluster.gpus:
+        yield Problem(
+            "cluster.gpus", "missing, but inference.device is cuda; say how many a job has"
+        )
     directives = " ".join(job.directives).lower()
     if cluster.gpus and not any(word in directives for word in ASKS_FOR_GPUS):
         yield Problem(

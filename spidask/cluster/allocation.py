@@ -63,8 +63,8 @@ def join_allocation(settings: config.Cluster, output: str | Path) -> Iterator[Cl
         os.environ.get(name, "0")
         for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     )
-    if rank == SCHEDULER:
-        # A job that was killed left its own.
+    if rank == DRIVER:
+        # A job that was killed left its own; the driver has the folder for itself.
         _remove(path for path in folder.iterdir() if step not in path.name)
     security = share_security(folder / f"{step}.pem", create=rank == SCHEDULER)
     slurm = importlib.import_module("dask_jobqueue.slurm")
@@ -92,6 +92,17 @@ def join_allocation(settings: config.Cluster, output: str | Path) -> Iterator[Cl
             # First, as a job that is cancelled has little time.
             _remove(folder.glob(f"*{step}*"))
             client.shutdown()
+
+
+def is_driver() -> bool:
+    """Tell whether this process of an allocation is the one that `join_allocation` comes back in.
+
+    Returns
+    -------
+    bool
+        By Slurm's number of the process; False outside of an allocation.
+    """
+    return os.environ.get("SLURM_PROCID") == str(DRIVER)
 
 
 def _worker_options(settings: config.Cluster, security: Security, index: int) -> dict[str, Any]:

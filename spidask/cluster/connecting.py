@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import logging
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,7 +20,14 @@ from distributed.utils import get_ip
 
 from spidask import config
 from spidask.cluster.allocation import join_allocation
-from spidask.cluster.devices import CPU, GPU, count_local_workers, pin_environment, visible_gpus
+from spidask.cluster.devices import (
+    CPU,
+    GPU,
+    count_local_workers,
+    pin_environment,
+    threads_of_gpu_worker,
+    visible_gpus,
+)
 from spidask.cluster.memory import KEEP, GiveBack
 from spidask.cluster.queues import cancel_jobs, job_arguments, log_folder, queue_class, tls_folder
 from spidask.cluster.record import read_cluster, remove_cluster, write_cluster
@@ -76,6 +82,7 @@ def connect(settings: config.Cluster, output: str | Path) -> Iterator[Client | N
         return
     port = settings.dashboard_port or _find_free_port()
     settings = settings.model_copy(update={"dashboard_port": port})
+    _clear_up(output)
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(DASK_SETTINGS | _dask_settings(settings)))
         if settings.kind == "scheduler":
@@ -88,7 +95,7 @@ def connect(settings: config.Cluster, output: str | Path) -> Iterator[Client | N
         client.register_plugin(GiveBack())
         facts = connection_facts(client, settings)
         log.info("dashboard: %s", facts["tunnel"])
-        write_cluster(output, **facts)
+        write_cluster(output, kind=settings.kind, **facts)
         stack.callback(remove_cluster, output)
         yield client
 
@@ -145,8 +152,7 @@ def _start_local(settings: config.Cluster, _output: str | Path) -> Iterator[Spec
     if n_workers == 0:
         raise ClusterError("cluster: 0 GPUs and 0 cpu_workers; give at least one worker")
     devices = visible_gpus() or [str(i) for i in range(n_gpus)]
-    # A GPU's worker reads the next block while its device scores the present one.
-    cores = max((len(os.sched_getaffinity(0)) - n_cpu_workers) // max(n_gpus, 1), 2)
+    cores = threads_of_gpu_worker(n_gpus, n_cpu_workers)
     security = Security.temporary()
     shared: dict[str, Any] = {
         "host": "127.0.0.1",
@@ -177,38 +183,40 @@ def _start_queue(settings: config.Cluster, output: str | Path) -> Iterator[Any]:
     folder = tls_folder(output)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
-    _clear_up(settings, output)
+    for path in folder.glob(".dask-jobqueue.worker.*"):
+        path.unlink(missing_ok=True)  # of a driver that was killed
     security = Security.temporary()
     options = _scheduler_options(settings, security, None)
     if settings.job.interface:
         options["interface"] = settings.job.interface
     else:
         options["host"] = get_ip()
-    with queue_class(settings.kind)(
+    cluster = queue_class(settings.kind)(
         security=security,
         shared_temp_directory=str(folder),
         scheduler_options=options,
         silence_logs="error",
         **job_arguments(settings, output),
-    ) as cluster:
-        # A `Pool` asks for jobs when there is work for them.
-        log.info("jobs' logs: %s", log_folder(settings, output))
-        try:
-            yield cluster
-        finally:
-            # Dask wants to see that those which are gone soon, or were refused, do not run.
-            for job in cluster.workers.values():
-                job.status = Status.closing
-    for part in ("ca_file", "cert", "key"):
-        getattr(cluster, f"_job_{part}").close()
+    )
+    try:
+        with cluster:
+            # A `Pool` asks for jobs when there is work for them.
+            log.info("jobs' logs: %s", log_folder(settings, output))
+            try:
+                yield cluster
+            finally:
+                # Dask wants to see that jobs which are gone soon, or were refused, do not run.
+                for job in list(cluster._created):
+                    job.status = Status.closing
+    finally:
+        for part in ("ca_file", "cert", "key"):
+            getattr(cluster, f"_job_{part}").close()
 
 
-def _clear_up(settings: config.Cluster, output: str | Path) -> None:
-    """Remove what a driver that was killed left behind."""
-    for path in tls_folder(output).glob(".dask-jobqueue.worker.*"):
-        path.unlink(missing_ok=True)
-    jobs = read_cluster(output).get("jobs", [])
-    if settings.kind == "slurm" and (n_cancelled := cancel_jobs(jobs)):
+def _clear_up(output: str | Path) -> None:
+    """Take the jobs of a driver that was killed out of the queue."""
+    before = read_cluster(output)
+    if before.get("kind") == "slurm" and (n_cancelled := cancel_jobs(before.get("jobs", []))):
         log.info("%d jobs of a run that was killed are cancelled", n_cancelled)
     remove_cluster(output)
 

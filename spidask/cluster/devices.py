@@ -37,6 +37,24 @@ def count_local_workers(settings: config.Cluster) -> tuple[int, int]:
     return n_gpus, n_cpu
 
 
+def threads_of_gpu_worker(n_gpus: int, n_cpu_workers: int) -> int:
+    """Share this machine's cores out among its workers with a GPU.
+
+    Parameters
+    ----------
+    n_gpus, n_cpu_workers : int
+        Workers with and without one; the latter have one thread each.
+
+    Returns
+    -------
+    int
+        Threads of a worker with a GPU, at least two: it reads the next block while its device
+        scores the present one.
+    """
+    n_cores = len(os.sched_getaffinity(0))
+    return max((n_cores - n_cpu_workers) // max(n_gpus, 1), 2)
+
+
 def visible_gpus() -> list[str]:
     """List the GPUs that this process may use.
 

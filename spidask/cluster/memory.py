@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 from typing import Any
 
 from distributed import Worker, WorkerPlugin
@@ -35,7 +34,7 @@ class GiveBack(WorkerPlugin):
             The worker.
         """
         self._worker = worker
-        library = ctypes.CDLL(ctypes.util.find_library("c"))
+        library = ctypes.CDLL(None)
         # Only glibc has it, and only glibc keeps memory for the variables above.
         self._trim = getattr(library, "malloc_trim", lambda _kept: 0)
 

@@ -28,7 +28,7 @@ POLL_S = 2.0
 REFUSALS = (RuntimeError, ValueError, OSError)
 """What dask-jobqueue raises where a job is not accepted."""
 TRIES = 4
-"""So many jobs in a row that are refused, or end before a worker was heard of, are no accident."""
+"""So many refusals, or jobs that end before a worker was heard of, in a row are no accident."""
 
 
 class Pool:
@@ -55,11 +55,15 @@ class Pool:
         self._client, self._settings, self._output = client, settings, output
         self._last_look, self._last_worker = -LOOK_EVERY_S, time.monotonic()
         self._silent: dict[str, float] = {}
+        self._paused: dict[str, float] = {}
         self._heard: set[str] = set()
-        self._n_in_vain = 0
+        self._n_refused = self._n_in_vain = 0
         self._refusal = ""
         self.demand = _demand(settings)
         self.jobs: list[JobState] | None = []
+        if settings.kind in QUEUES:
+            # Those of an earlier stage: they worked, and may have ended meanwhile.
+            self._heard.update(self._job_ids())
 
     @property
     def workers(self) -> dict[str, Any]:
@@ -102,6 +106,7 @@ class Pool:
         now, workers = time.monotonic(), self.workers
         if self.n_able:
             self._last_worker = now
+        self._restart_paused(workers)
         if now - self._last_look >= LOOK_EVERY_S:
             self._last_look = now
             if self._settings.kind in QUEUES:
@@ -114,10 +119,31 @@ class Pool:
     def _cluster(self) -> Any:
         return self._client.cluster
 
+    def _job_ids(self) -> dict[str, Any]:
+        """Numbers of the jobs that the queue accepted, each to its name."""
+        jobs = self._cluster.workers.items()
+        return {str(job.job_id): name for name, job in jobs if job.job_id}
+
+    def _restart_paused(self, workers: Mapping[str, Any]) -> None:
+        # Dask gives a paused worker's tasks to nobody else.
+        now = time.monotonic()
+        paused = [address for address, one in workers.items() if one["status"] == "paused"]
+        self._paused = {address: self._paused.get(address, now) for address in paused}
+        limit = self._settings.worker_timeout_s
+        if long := [address for address, since in self._paused.items() if now - since > limit]:
+            log.warning("%d workers are restarted: their memory was full for too long", len(long))
+            self._client.restart_workers(long, timeout=limit, raise_for_error=False)
+
     def _keep_jobs(self, n_left: int, names: set[str]) -> None:
         refused = [name for name, job in self._cluster.workers.items() if not job.job_id]
         self._client.sync(self._ask_again, refused)
-        ids = {str(job.job_id): name for name, job in self._cluster.workers.items() if job.job_id}
+        ids = self._job_ids()
+        if self._n_refused >= TRIES and not ids:
+            raise ClusterError(
+                f"the queue refuses jobs: {self._refusal}. Check the job's script with "
+                "`spidask plan`",
+                jobs=self.jobs,
+            )
         if self._settings.kind == "slurm":
             self.jobs = list_jobs(list(ids))
         lost = self._find_lost(ids, names)
@@ -129,8 +155,7 @@ class Pool:
         per_job = self._settings.gpus or self._settings.n_workers
         wanted = min(self._settings.jobs, max(math.ceil(n_left / per_job), 1))
         self._client.sync(self._replace, lost, wanted)
-        jobs = [str(job.job_id) for job in self._cluster.workers.values() if job.job_id]
-        write_cluster(self._output, jobs=jobs)
+        write_cluster(self._output, jobs=list(self._job_ids()))
 
     async def _ask_again(self, refused: list[Any]) -> None:
         for name in refused:
@@ -141,16 +166,19 @@ class Pool:
                 told = str(error).rpartition("stderr:")[2].strip() or str(error)
                 self._refusal = " ".join(told.split())
                 log.warning("a job was not accepted: %s", self._refusal)
-                self._n_in_vain += not self._heard
+                self._n_refused += 1
+                return  # the others would fare alike
+        self._n_refused = 0
 
     async def _replace(self, lost: Mapping[str, Any], wanted: int) -> None:
         cluster = self._cluster
         for job_id, name in lost.items():
             log.warning("job %s is lost", job_id)
-            cluster.worker_spec.pop(name, None)
-            job = cluster.workers.pop(name)
-            await job.close()
-            job.status = Status.closed
+            await self._remove(name)
+        # Those that still wait for their turn would come too late.
+        waiting = [n for n, job in cluster.workers.items() if str(job.job_id) not in self._heard]
+        for name in waiting[: max(len(cluster.workers) - wanted, 0)]:
+            await self._remove(name)
         if len(cluster.workers) < wanted:
             log.info("%d more jobs asked for", wanted - len(cluster.workers))
             # Also asks anew for jobs whose place is kept but which Dask knows to have ended.
@@ -158,12 +186,16 @@ class Pool:
             with suppress(*REFUSALS):  # told when they are asked for again
                 await cluster
 
+    async def _remove(self, name: Any) -> None:
+        self._cluster.worker_spec.pop(name, None)
+        job = self._cluster.workers.pop(name)
+        await job.close()
+        job.status = Status.closed
+
     def _find_lost(self, ids: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
         """Jobs that the queue does not know, or whose workers are silent too long."""
-        if self.jobs is None:
-            return {}
         is_asked = self._settings.kind == "slurm"
-        states = {job.job_id: job.state for job in self.jobs}
+        states = {job.job_id: job.state for job in self.jobs or []}
         lost, now = {}, time.monotonic()
         for job_id, name in ids.items():
             speaks = any(one == str(name) or one.startswith(f"{name}-") for one in names)
@@ -171,43 +203,44 @@ class Pool:
                 self._heard.add(job_id)
             # Other queues are not asked: a job that never spoke may wait for its turn.
             runs = states.get(job_id) == "RUNNING" if is_asked else job_id in self._heard
-            if speaks or not runs:
+            # Where the queue gives no answer, nobody is lost.
+            if speaks or not runs or self.jobs is None:
                 self._silent[job_id] = now
             silence = now - self._silent.setdefault(job_id, now)
-            is_gone = is_asked and job_id not in states
+            is_gone = is_asked and self.jobs is not None and job_id not in states
             if is_gone or silence > self._settings.worker_timeout_s:
                 lost[job_id] = name
         return lost
 
     def _refuse_in_vain(self, in_vain: list[str]) -> None:
         logs = log_folder(self._settings, self._output)
-        told = f"the queue says: {self._refusal}"
-        if in_vain:
-            told = f"the end of its log in {logs}: {_last_words(Path(logs), in_vain[-1])}"
         raise ClusterError(
-            f"{self._n_in_vain} jobs in a row were refused or ended before a worker was heard of; "
-            f"{told}. Check the job's script with `spidask plan`",
+            f"{self._n_in_vain} jobs in a row ended before a worker was heard of; the end of the "
+            f"last one's log in {logs}: {_last_words(Path(logs), in_vain[-1])}. Check the job's "
+            "script with `spidask plan`",
             jobs=self.jobs,
         )
 
     def _say_none(self) -> str:
         minutes = f"{self._settings.wait_minutes:g} minutes"
-        paused = [w for w in self.workers.values() if w["status"] == "paused"]
-        if paused:
+        able = [w for w in self.workers.values() if self.demand.keys() <= w["resources"].keys()]
+        if able:
+            less = "raise cluster.job.memory, or lower"
+            less = less if self._settings.kind in QUEUES else "start fewer workers, or lower"
             return (
-                f"{len(paused)} workers are paused since {minutes}, for their memory is full; "
-                "raise cluster.job.memory, or lower inference.frames_per_block"
+                f"{len(able)} workers take no work since {minutes}, for their memory is full; "
+                f"{less} inference.frames_per_block"
             )
+        there = f"; of {len(self.workers)} workers none has a GPU" if self.workers else ""
         if self._settings.kind not in QUEUES:
-            return f"no worker for {minutes}; see cluster.kind ({self._settings.kind})"
+            return f"no worker for {minutes}{there}; see cluster.kind ({self._settings.kind})"
         if self._settings.kind == "slurm":
-            ids = [str(job.job_id) for job in self._cluster.workers.values() if job.job_id]
-            told = f"squeue says: {say_jobs(list_jobs(ids))}"
+            told = f"squeue says: {say_jobs(list_jobs(list(self._job_ids())))}"
         else:
             told = "ask the queue about jobs named spidask"
         told += f"; the last refusal: {self._refusal}" if self._refusal else ""
         return (
-            f"no worker came within {minutes}; {told}; the jobs' logs are in "
+            f"no worker came within {minutes}{there}; {told}; the jobs' logs are in "
             f"{log_folder(self._settings, self._output)}; check the job's script with "
             "`spidask plan`, or raise cluster.wait_minutes"
         )

@@ -19,7 +19,8 @@ def read_cluster(output: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``scheduler``, ``dashboard`` and ``tunnel`` as of `connection_facts`, ``jobs`` (their
+        ``kind`` of cluster, ``scheduler``, ``dashboard`` and ``tunnel`` as of
+        `connection_facts`, ``jobs`` (their
         numbers in the queue) and ``workers`` (how many there were); empty where none is at work
         and none was killed.
 

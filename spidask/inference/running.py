@@ -243,7 +243,8 @@ def _take_back(client: Client, running: dict[Future[Any], _Running]) -> list[tup
         for future, one in running.items()
         if one.prepared is not None and not one.prepared.done()
     ]
-    client.cancel([*stuck, *(running[future].prepared for future in stuck)])
+    if stuck:
+        client.cancel([*stuck, *(running[future].prepared for future in stuck)])
     return [running.pop(future).task for future in stuck]
 
 

@@ -52,8 +52,10 @@ def find_runs(files: str | Sequence[str], pattern: str | None = None) -> dict[st
     return {name: runs[name] for name in sorted(runs, key=natural_key)}
 
 
-def follow_files(files: Sequence[str], every_s: float = FOLLOW_EVERY_S) -> Iterator[list[str]]:
-    """Wait for more and more files, until interrupted by Ctrl-C.
+def follow_files(
+    files: Sequence[str], every_s: float = FOLLOW_EVERY_S
+) -> Iterator[dict[str, tuple[int, int]]]:
+    """Look for files again and again, until interrupted by Ctrl-C.
 
     Parameters
     ----------
@@ -64,10 +66,10 @@ def follow_files(files: Sequence[str], every_s: float = FOLLOW_EVERY_S) -> Itera
 
     Yields
     ------
-    list of str
-        All files that have not changed between two looks, in natural order, whenever there are
-        more of them, or one has changed after all or is gone. A file that is still written to
-        comes later.
+    dict
+        At every look that finds any, the files that have not changed between two looks, each with
+        its size and modification time. A file that is written to comes later; one that was whole
+        and grows again keeps its place, as it was, until it is whole once more.
     """
     states: dict[str, tuple[int, int]] = {}
     settled: dict[str, tuple[int, int]] = {}
@@ -80,9 +82,9 @@ def follow_files(files: Sequence[str], every_s: float = FOLLOW_EVERY_S) -> Itera
             now = {p: s for p, s in states.items() if before.get(p) == s}
             # One that grows again keeps its place until it is whole.
             now |= {p: s for p, s in settled.items() if p in states and p not in now}
-            if now != settled:
-                settled = now
-                yield sorted(settled, key=natural_key)
+            settled = now
+            if settled:
+                yield dict(settled)
             time.sleep(every_s)
 
 

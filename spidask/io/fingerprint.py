@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,10 @@ def check_fingerprint(stored: Mapping[str, Any], present: Mapping[str, Any]) -> 
         )
 
 
-def drop_changed_runs(
+def find_changed_runs(
     store: str | Path, files: Mapping[str, Sequence[Sequence[str | int]]]
 ) -> list[str]:
-    """Remove the labels of runs whose files have changed since.
+    """Find the stored runs whose files have changed since.
 
     Parameters
     ----------
@@ -102,17 +103,28 @@ def drop_changed_runs(
     Returns
     -------
     list of str
-        The runs that are removed.
+        Their names; runs that are not among `files` are left alone.
     """
-    now = json.loads(json.dumps({f"{FILES}.{run}": told for run, told in files.items()}))
-    changed = [
-        key.removeprefix(f"{FILES}.")
-        for key, told in read_fingerprint(store).items()
-        if key.startswith(f"{FILES}.") and now.get(key) != told
-    ]
-    for run in changed:
-        del open_root(store)[run]
-    return changed
+    now = json.loads(json.dumps(dict(files)))
+    stored = read_fingerprint(store)
+    return [run for run in now if stored.get(f"{FILES}.{run}", now[run]) != now[run]]
+
+
+def drop_run(store: str | Path, run: str) -> None:
+    """Remove the labels of a run, all or nothing.
+
+    Parameters
+    ----------
+    store : str or pathlib.Path
+        The folder ``labels.zarr``.
+    run : str
+        The run.
+    """
+    # Under the name of one that is still being made, which nobody lists.
+    going = Path(store, f".{run}.unfinished")
+    shutil.rmtree(going, ignore_errors=True)
+    Path(store, run).rename(going)
+    shutil.rmtree(going)
 
 
 def _say_change(key: str, old: Any, new: Any) -> str:

@@ -21,17 +21,18 @@ def choose_device(config: Config) -> str:
     Returns
     -------
     str
-        ``cpu`` or ``cuda``; ``auto`` where it depends on this machine. On workers elsewhere
-        ``auto`` is what `cluster.gpus` says, so that all labels are made on the same kind.
+        ``cpu`` or ``cuda``, as `cluster.gpus` says, so that all labels are made on the same kind
+        of device; ``auto`` where only this machine can tell.
     """
     device, cluster = config.inference.device, config.cluster
-    if device == "auto" and (cluster.gpus == 0 or cluster.kind not in ("local", "inline")):
+    is_told = cluster.gpus is not None or cluster.kind not in ("local", "inline")
+    if device == "auto" and is_told:
         return "cuda" if cluster.gpus else "cpu"
     return device
 
 
 def resolve_device(config: Config) -> str:
-    """Tell what this process computes on.
+    """Tell what this process computes on; ``auto`` is what it finds.
 
     Parameters
     ----------
@@ -48,9 +49,9 @@ def resolve_device(config: Config) -> str:
     ClusterError
         If a GPU is asked for and there is none.
     """
-    device, available = choose_device(config), torch.cuda.is_available()
+    device, available = config.inference.device, torch.cuda.is_available()
     if device == "cuda" and not available:
-        if config.cluster.kind in ("local", "inline"):
+        if config.cluster.kind in ("local", "inline") and not config.cluster.gpus:
             raise ClusterError(
                 "inference.device: cuda, but torch sees no CUDA device; use auto or cpu"
             )

@@ -113,15 +113,13 @@ def run_ranks(
                 chosen, free = free[:n_ranks], free[n_ranks:]
                 crew.neighbours = crew.neighbours or _count_neighbours(fit, n_ranks * len(jobs))
                 job = waiting.popleft()
-                reached = progress(job.arguments)
-                causes = job.causes if reached == job.reached else ()
-                job = dataclasses.replace(job, causes=causes, reached=reached)
+                job = dataclasses.replace(job, reached=progress(job.arguments))
                 running.append(crew.start(job, chosen))
             is_idle = not running
             for group in list(running):
                 group.collect()
                 if cause := _find_fault(group, workers, timeout_s):
-                    waiting.appendleft(_count_attempt(group.job, cause))
+                    waiting.appendleft(_count_attempt(group.job, cause, progress))
                     running.remove(group)
                     _end(client, group)
                 elif group.is_done:
@@ -282,8 +280,10 @@ def _find_hung(group: _Group, workers: Workers, timeout_s: float) -> str | None:
     return f"{group.name(last)} {'hung' if begun[last] else 'did not begin'} for {limit:g} s"
 
 
-def _count_attempt(job: _Job, cause: str) -> _Job:
-    causes = (*job.causes, cause)
+def _count_attempt(job: _Job, cause: str, progress: Callable[[tuple[Any, ...]], object]) -> _Job:
+    # One that got further has all its attempts anew.
+    earlier = job.causes if progress(job.arguments) == job.reached else ()
+    causes = (*earlier, cause)
     if len(causes) == ATTEMPTS:
         raise ClusterError(f"{causes[0]}; {ATTEMPTS} attempts failed", causes=causes)
     log.warning("%s; begins again", cause)

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -68,18 +69,49 @@ def test_a_job_that_falls_silent_is_replaced_where_the_queue_is_not_asked(tmp_pa
     started = [int(line) for line in (tmp_path / "started").read_text().split()]
     assert len(started) == 2
     # The end takes the second one out of the queue.
-    _gone, alive = psutil.wait_procs(
-        [psutil.Process(p) for p in started if psutil.pid_exists(p)], 30
-    )
-    assert not alive
+    for pid in started:
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).wait(timeout=30)
 
 
 def test_the_queues_refusal_is_told(pbs, tmp_path):
     (pbs / "qsub").write_text("#!/bin/sh\necho 'qsub: Unknown queue: gppu' >&2\nexit 1\n")
     config = config_of(tmp_path, queue="gppu")
-    expected = r"4 jobs in a row were refused.*the queue says: qsub: Unknown queue: gppu\. Check"
+    expected = r"the queue refuses jobs: qsub: Unknown queue: gppu\. Check"
     with connect(config, tmp_path) as client, pytest.raises(ClusterError, match=expected):
         tend_until(Pool(client, config, str(tmp_path)), lambda: False)
+
+
+@pytest.mark.usefixtures("pbs")
+def test_jobs_that_worked_and_ended_between_two_stages_are_no_failure(tmp_path):
+    config = config_of(tmp_path)
+    with connect(config, tmp_path) as client:
+        tend_until(
+            Pool(client, config, str(tmp_path)),
+            lambda: read_cluster(tmp_path).get("workers") == 1,
+        )
+        (first,) = read_cluster(tmp_path)["jobs"]
+        os.killpg(int(first.partition(".")[0]), signal.SIGKILL)
+        # The next stage has a pool of its own, which never heard of that worker.
+        later = Pool(client, config, str(tmp_path))
+        tend_until(later, lambda: later.n_able == 1 and read_cluster(tmp_path)["jobs"] != [first])
+
+
+def test_jobs_that_wait_excuse_those_that_are_refused(pbs, tmp_path):
+    # The first two are accepted and wait for ever; a limit refuses the others.
+    (pbs / "qsub").write_text(
+        f"#!/bin/sh\necho x >> {tmp_path}/asked\n"
+        f'[ "$(wc -l < {tmp_path}/asked)" -gt 2 ] && echo "qsub: limit" >&2 && exit 1\n'
+        f'echo "$(wc -l < {tmp_path}/asked).pretended"\n'
+    )
+    config = config_of(tmp_path).model_copy(update={"jobs": 8, "wait_minutes": 0.1})
+    with (
+        connect(config, tmp_path) as client,
+        pytest.raises(ClusterError, match=r"no worker came within 0\.1 .* refusal: qsub: limit;"),
+    ):
+        tend_until(Pool(client, config, str(tmp_path)), lambda: False)
+    # Eight at first, and then one at each of some twenty looks, not six.
+    assert len((tmp_path / "asked").read_text().split()) < 40
 
 
 def test_workers_that_are_paused_are_named(tmp_path, monkeypatch):
@@ -88,5 +120,5 @@ def test_workers_that_are_paused_are_named(tmp_path, monkeypatch):
     paused = {"tls://a:1": {"status": "paused", "resources": {"CPU": 1}, "nthreads": 1}}
     monkeypatch.setattr(Pool, "workers", property(lambda _: paused))
     tended = Pool(None, settings, str(tmp_path))
-    with pytest.raises(ClusterError, match=r"1 workers are paused .* memory is full"):
+    with pytest.raises(ClusterError, match=r"1 workers take no work .* start fewer workers"):
         tend_until(tended, lambda: False)

@@ -221,7 +221,7 @@ def test_what_sbatch_says_is_told(long_run, tmp_path, monkeypatch):
     config = config_of(long_run, tmp_path, jobs=1, gpus=None, job=job)
     with (
         connect(config.cluster, config.output) as client,
-        pytest.raises(ClusterError, match=r"refused.*invalid partition specified: nowhere"),
+        pytest.raises(ClusterError, match=r"refuses jobs.*invalid partition specified: nowhere"),
     ):
         label(long_run, config, client)
 
@@ -298,7 +298,7 @@ def left_over(queue: Slurm, jobs: list[str]) -> list[str]:
 def test_jobs_of_a_driver_that_was_killed_are_cancelled(queue, tmp_path, caplog):
     caplog.set_level(logging.INFO, "spidask")
     waiting = str(queue.submit("sleep 60", "--hold", f"--output={tmp_path / 'log'}"))
-    write_cluster(tmp_path, jobs=[waiting], tunnel="")
+    write_cluster(tmp_path, kind="slurm", jobs=[waiting], tunnel="")
     with connect(Cluster(kind="slurm", cpu_workers=1), tmp_path):
         assert queue.job(int(waiting)).state == "CANCELLED"
     assert "1 jobs of a run that was killed are cancelled" in caplog.messages

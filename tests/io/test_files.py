@@ -71,6 +71,10 @@ def test_a_name_with_brackets_may_be_a_file(tmp_path):
     assert list(find_runs(str(tmp_path / "r[1].h5"))) == ["r[1]"]
 
 
+def name_of(path: str) -> str:
+    return Path(path).name
+
+
 def test_files_are_followed_once_they_are_whole(tmp_path, monkeypatch):
     (tmp_path / "r1.h5").write_bytes(b"1")
     (tmp_path / "r2.h5").write_bytes(b"2")
@@ -86,8 +90,8 @@ def test_files_are_followed_once_they_are_whole(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(files.time, "sleep", look_again)
-    given = [[Path(p).name for p in paths] for paths in files.follow_files([f"{tmp_path}/r*.h5"])]
-    assert given == [["r1.h5"], ["r1.h5", "r2.h5"]]
+    given = [sorted(map(name_of, found)) for found in files.follow_files([f"{tmp_path}/r*.h5"])]
+    assert given == [["r1.h5"], ["r1.h5"], ["r1.h5", "r2.h5"]]
 
 
 def test_a_followed_file_may_grow_after_a_pause_or_go(tmp_path, monkeypatch):
@@ -107,11 +111,12 @@ def test_a_followed_file_may_grow_after_a_pause_or_go(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files.time, "sleep", look_again)
     given = [
-        [(Path(p).name, Path(p).stat().st_size) for p in paths]
-        for paths in files.follow_files([f"{tmp_path}/r*.h5"])
+        {name_of(path): size for path, (size, _) in found.items()}
+        for found in files.follow_files([f"{tmp_path}/r*.h5"])
     ]
-    both = [("r1.h5", 1), ("r2.h5", 1)]
-    assert given == [both, [("r1.h5", 2), ("r2.h5", 1)], [("r2.h5", 1)]]
+    # Seen twice, then grown, then seen twice as that, then gone.
+    before, after = {"r1.h5": 1, "r2.h5": 1}, {"r1.h5": 2, "r2.h5": 1}
+    assert given == [before, before, before, after, after, {"r2.h5": 1}, {"r2.h5": 1}]
 
 
 def test_a_zarr_folder_that_still_gets_chunks_is_not_whole(tmp_path):
