@@ -1,0 +1,1 @@
+"""Other ways to classify, to compare with."""
