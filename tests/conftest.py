@@ -16,6 +16,7 @@ from spidask.networks.member import Member, save_member
 from tests.slurm import Slurm, clean_environment, reason_to_skip, start_slurm
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)  # small networks on a busy machine
 SHAPE = (40, 48)
 
 

@@ -231,7 +231,9 @@ def test_jobs_that_end_at_once_are_not_asked_for_for_ever(long_run, tmp_path, mo
     monkeypatch.setattr(pool, "LOOK_EVERY_S", 0.5)
     job = {"cores": 2, "memory": "2GB", "walltime": "00:10:00", "python": "/nowhere/python"}
     config = config_of(long_run, tmp_path, jobs=1, gpus=None, job=job)
-    expected = r"4 jobs in a row .* the end of the last one's log in .*logs: .*/nowhere/python: No such file"
+    expected = (
+        r"4 jobs in a row .* end of the last one's log in .*: .*/nowhere/python: No such file"
+    )
     with (
         connect(config.cluster, config.output) as client,
         pytest.raises(ClusterError, match=expected),

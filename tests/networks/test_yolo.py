@@ -8,6 +8,8 @@ import torch
 
 from spidask.networks import yolov2, yolov3
 from spidask.networks.boxes import find_anchors, overlap, suppress
+from spidask.networks.picture import render
+from tests.conftest import make_frames
 
 NAN = float("nan")
 
@@ -226,3 +228,45 @@ def test_anchors_are_the_middles_of_clusters():
     found = find_anchors(sizes, 3, seed=2)
     np.testing.assert_allclose(found, centres, rtol=0.02)
     assert find_anchors(sizes[:1], 2).shape == (2, 2)
+
+
+@pytest.mark.parametrize(("name", "n_iterations"), [("yolov2", 80), ("yolov3", 90)])
+def test_a_narrow_network_learns_32_patterns_by_heart(name, n_iterations):
+    frames, labels = make_frames(32, 3, 1.0)
+    single = torch.tensor([label == "single" for label in labels])
+    patterns = torch.from_numpy(frames.astype(np.float32))
+    seen = render(patterns, (64, 96), colours="grey", scale="logarithmic").expand(-1, 3, -1, -1)
+    truth = torch.full((32, 4), NAN)
+    truth[single] = torch.tensor([0.5, 0.45, 0.6, 0.7])
+    module = {"yolov2": yolov2, "yolov3": yolov3}[name]
+    anchors = torch.tensor(module.ANCHORS) / 4
+    torch.manual_seed(0)
+    network = getattr(module, name)(1 / 16)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 0.1  # there are too few steps for Darknet's
+    optimizer = torch.optim.SGD(network.parameters(), 0.02, momentum=0.9, weight_decay=0.0005)
+    for iteration in range(n_iterations):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.02 * min(1, (iteration + 1) / 20)
+        optimizer.zero_grad()
+        outputs = network(seen)
+        terms = (
+            yolov2.loss(outputs[0], truth, anchors, 20_000)
+            if name == "yolov2"
+            else yolov3.loss(outputs, truth, anchors)
+        )
+        sum(terms.values()).backward()
+        optimizer.step()
+    with torch.inference_mode():
+        outputs = network.eval()(seen)
+        if name == "yolov2":
+            boxes, scores = yolov2.decode(outputs[0], anchors)
+            boxes, scores = boxes.flatten(1, 3), scores.flatten(1)
+        else:
+            boxes, scores = yolov3.decode(outputs, anchors)
+    best, place = scores.max(1)
+    # F1 is 1, and the boxes are where they were said to be.
+    assert ((best > 0.5) == single).all()
+    found = boxes[torch.arange(32), place][single]
+    assert overlap(found, truth[single]).min() > 0.8
