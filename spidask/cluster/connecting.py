@@ -93,6 +93,8 @@ def connect(settings: config.Cluster, output: str | Path) -> Iterator[Client | N
             start = _start_local if settings.kind == "local" else _start_queue
             client = stack.enter_context(Client(stack.enter_context(start(settings, output))))
         client.register_plugin(GiveBack())
+        if settings.kind == "scheduler":  # its workers stay
+            stack.callback(client.unregister_worker_plugin, GiveBack.name)
         facts = connection_facts(client, settings)
         log.info("dashboard: %s", facts["tunnel"])
         write_cluster(output, kind=settings.kind, **facts)

@@ -123,9 +123,13 @@ def test_a_scheduler_that_runs_is_joined_with_the_tls_of_dasks_configuration(tmp
             dashboard_address="127.0.0.1:0",
         ) as cluster,
         dask.config.set(names),
-        connect(Cluster(kind="scheduler", scheduler=cluster.scheduler_address), tmp_path) as client,
     ):
-        assert client.submit(lambda: 6 * 7).result() == 42
+        settings = Cluster(kind="scheduler", scheduler=cluster.scheduler_address)
+        with connect(settings, tmp_path) as client:
+            assert client.submit(lambda: 6 * 7).result() == 42
+            assert "spidask-memory" in cluster.scheduler.worker_plugins
+        # Its workers stay, as they were.
+        assert "spidask-memory" not in cluster.scheduler.worker_plugins
 
 
 def test_a_scheduler_that_is_not_there_is_named(tmp_path, monkeypatch):
