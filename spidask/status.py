@@ -133,7 +133,7 @@ class Status:
             f"{told['frames_per_second']:g} frames/s, {share:.2%} hits, {told['failed']} shards "
             f"failed; {state} {format_seconds(round(now - told['updated']))} ago",
         ]
-        if told["stopped"]:
+        if told.get("stopped"):
             lines.append(f"classify: stopped: {told['stopped']}")
         return lines + [
             f"failed: shard {n} of {run}: {cause}" for run, n, cause in told["failures"]
