@@ -125,9 +125,9 @@ class Pool:
         return {str(job.job_id): name for name, job in jobs if job.job_id}
 
     def _restart_paused(self, workers: Mapping[str, Any]) -> None:
-        # Dask gives a paused worker's tasks to nobody else.
+        # Dask gives a paused worker's tasks to nobody else, and only a nanny can restart one.
         now = time.monotonic()
-        paused = [address for address, one in workers.items() if one["status"] == "paused"]
+        paused = [a for a, one in workers.items() if one["status"] == "paused" and one["nanny"]]
         self._paused = {address: self._paused.get(address, now) for address in paused}
         limit = self._settings.worker_timeout_s
         if long := [address for address, since in self._paused.items() if now - since > limit]:

@@ -20,9 +20,8 @@ def read_cluster(output: str | Path) -> dict[str, Any]:
     -------
     dict
         ``kind`` of cluster, ``scheduler``, ``dashboard`` and ``tunnel`` as of
-        `connection_facts`, ``jobs`` (their
-        numbers in the queue) and ``workers`` (how many there were); empty where none is at work
-        and none was killed.
+        `connection_facts`, ``jobs`` (their numbers in the queue) and ``workers`` (how many there
+        were); empty where no driver is at work and none was killed.
 
     Raises
     ------

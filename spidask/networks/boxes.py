@@ -61,6 +61,51 @@ def match_anchors(boxes: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     return torch.argmax(overlap(own[:, None], shapes), 1)
 
 
+def decode_cells(cells: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Read boxes out of what the cells of a grid give.
+
+    Parameters
+    ----------
+    cells
+        Shape (picture, anchor, y, x, 4 or more): x, y, width and height.
+    sizes
+        Widths and heights of the anchors relative to the picture, shape (anchor, 2).
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (picture, anchor, y, x, 4): centre x, centre y, width and height, relative to the
+        picture.
+    """
+    rows, columns = cells.shape[2:4]
+    axes = (torch.arange(n, device=cells.device) for n in (rows, columns))
+    y, x = torch.meshgrid(*axes, indexing="ij")
+    n_cells = torch.tensor([columns, rows], device=cells.device)
+    centre = (torch.sigmoid(cells[..., :2]) + torch.stack([x, y], -1)) / n_cells
+    return torch.cat([centre, torch.exp(cells[..., 2:4]) * sizes[:, None, None]], -1)
+
+
+def misplacement(cells: torch.Tensor, centre: torch.Tensor, extent: torch.Tensor) -> torch.Tensor:
+    """Say how far cells are off a box: logistic in x and y, squares in width and height.
+
+    Parameters
+    ----------
+    cells
+        Shape (..., 4 or more): x, y, width and height as the network gives them.
+    centre
+        Where in its cell the box's centre lies, 0 to 1, shape (..., 2).
+    extent
+        Logarithms of its width and height over the anchor's, shape (..., 2).
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (...).
+    """
+    squares = (cells[..., 2:4] - extent).square().sum(-1) / 2
+    return logistic(cells[..., :2], centre).sum(-1) + squares
+
+
 def logistic(values: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Cross entropy of the sigmoid of values with targets, one by one.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from spidask.networks.boxes import logistic, match_anchors, overlap
+from spidask.networks.boxes import decode_cells, logistic, match_anchors, misplacement, overlap
 from spidask.networks.darknet import Conv, Darknet, Layer, Pool, Reorg, Route
 
 ANCHORS = (
@@ -93,16 +93,8 @@ def decode(output: torch.Tensor, anchors: torch.Tensor) -> tuple[torch.Tensor, t
         there is only one.
     """
     cells = _by_anchor(output, len(anchors))
-    rows, columns = cells.shape[2:4]
-    y, x = torch.meshgrid(
-        torch.arange(rows, device=output.device),
-        torch.arange(columns, device=output.device),
-        indexing="ij",
-    )
-    size = torch.tensor([columns, rows], device=output.device)
-    centre = (torch.sigmoid(cells[..., :2]) + torch.stack([x, y], -1)) / size
-    extent = torch.exp(cells[..., 2:4]) * anchors[:, None, None] / size
-    return torch.cat([centre, extent], -1), torch.sigmoid(cells[..., 4])
+    size = torch.tensor(output.shape[:1:-1], device=output.device)
+    return decode_cells(cells, anchors / size), torch.sigmoid(cells[..., 4])
 
 
 def loss(
@@ -152,9 +144,11 @@ def loss(
     objectness = weight * logistic(cells[..., 4], target)
     cell, box = cells[where], true[pictures]
     centre, extent = box[:, :2] * size - at, torch.log(box[:, 2:] * size / anchors[best])
-    localization = ((2 - box[:, 2:].prod(-1)) * _off(cell, centre, extent)).sum()
+    localization = ((2 - box[:, 2:].prod(-1)) * misplacement(cell, centre, extent)).sum()
     if seen < PRIOR_PICTURES:
-        drawn = _off(cells, torch.full_like(cells[..., :2], 0.5), torch.zeros_like(cells[..., :2]))
+        drawn = misplacement(
+            cells, torch.full_like(cells[..., :2], 0.5), torch.zeros_like(cells[..., :2])
+        )
         drawn = drawn.index_put(where, drawn.new_zeros(()))  # a true box goes before its anchor
         localization = localization + PRIOR_SCALE * drawn.sum()
     return {
@@ -167,11 +161,6 @@ def loss(
 def _by_anchor(output: torch.Tensor, n_anchors: int) -> torch.Tensor:
     n, _, rows, columns = output.shape
     return output.reshape(n, n_anchors, 6, rows, columns).permute(0, 1, 3, 4, 2)
-
-
-def _off(cells: torch.Tensor, centre: torch.Tensor, extent: torch.Tensor) -> torch.Tensor:
-    squares = (cells[..., 2:4] - extent).square().sum(-1) / 2
-    return logistic(cells[..., :2], centre).sum(-1) + squares
 
 
 def _scale(filters: int, width: float) -> int:

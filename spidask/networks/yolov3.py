@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from spidask.networks.boxes import logistic, match_anchors, overlap
+from spidask.networks.boxes import decode_cells, logistic, match_anchors, misplacement, overlap
 from spidask.networks.darknet import Conv, Darknet, Layer, Route, Shortcut, Upsample
 
 ANCHORS = (
@@ -141,8 +141,7 @@ def loss(
         weight[where] = target[where] = 1
         cell, box = cells[where], true[pictures]
         extent = torch.log(box[:, 2:] * pixels / anchors[best[pictures]])
-        off = logistic(cell[:, :2], box[:, :2] * size - at).sum(-1)
-        off = off + (cell[:, 2:4] - extent).square().sum(-1) / 2
+        off = misplacement(cell, box[:, :2] * size - at, extent)
         found = {
             "objectness": weight * logistic(cells[..., 4], target),
             "localization": (2 - box[:, 2:].prod(-1)) * off,
@@ -161,17 +160,9 @@ def _decode(
     output: torch.Tensor, anchors: torch.Tensor, stride: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     cells = _by_anchor(output)
-    rows, columns = cells.shape[2:4]
-    y, x = torch.meshgrid(
-        torch.arange(rows, device=output.device),
-        torch.arange(columns, device=output.device),
-        indexing="ij",
-    )
-    size = torch.tensor([columns, rows], device=output.device)
-    centre = (torch.sigmoid(cells[..., :2]) + torch.stack([x, y], -1)) / size
-    extent = torch.exp(cells[..., 2:4]) * anchors[:, None, None] / (size * stride)
+    pixels = torch.tensor(output.shape[:1:-1], device=output.device) * stride
     scores = torch.sigmoid(cells[..., 4]) * torch.sigmoid(cells[..., 5])
-    return torch.cat([centre, extent], -1), scores
+    return decode_cells(cells, anchors / pixels), scores
 
 
 def _by_anchor(output: torch.Tensor) -> torch.Tensor:

@@ -117,7 +117,9 @@ def test_jobs_that_wait_excuse_those_that_are_refused(pbs, tmp_path):
 def test_workers_that_are_paused_are_named(tmp_path, monkeypatch):
     values = {"runs": {"files": ["r.h5"]}, "output": str(tmp_path)}
     settings = parse_config({**values, "cluster": {"wait_minutes": 0.0001}}).cluster
-    paused = {"tls://a:1": {"status": "paused", "resources": {"CPU": 1}, "nthreads": 1}}
+    paused = {
+        "tls://a:1": {"status": "paused", "resources": {"CPU": 1}, "nthreads": 1, "nanny": None}
+    }
     monkeypatch.setattr(Pool, "workers", property(lambda _: paused))
     tended = Pool(None, settings, str(tmp_path))
     with pytest.raises(ClusterError, match=r"1 workers take no work .* start fewer workers"):
