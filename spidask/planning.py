@@ -19,6 +19,7 @@ from spidask.io.calibration import recipe_of
 from spidask.io.maps import Region
 from spidask.io.runs import choose_block, open_runs
 from spidask.io.stack import EVENT_IDS
+from spidask.networks.cost import Cost, measure_networks
 from spidask.provenance import awaits_simulation
 from spidask.simulation.detector import PANEL
 from spidask.units import format_bytes, format_seconds
@@ -43,16 +44,16 @@ PATTERN_BYTES = 4
 """Bytes of a pixel of a pattern."""
 FRAMES_PER_SECOND = 600.0
 """Read, calibrated and searched for hits by one worker: 512 x 1024 pixels, bitshuffle/LZ4."""
-USUAL_PIXELS = 123 * 240
-"""Pixels of a pattern whose rates are known; the cost of the network goes with their number."""
+USUAL_GFLOP, USUAL_LAYER_BYTES = 0.101, 714_240
+"""Of the compact network on 123 x 240 pixels, whose rates are known."""
 PATTERNS_PER_SECOND = 250.0
 """Scored by one member on one core."""
 TRAINED_PER_SECOND = 90.0
 """Patterns that one core trains on."""
 EXPORTED_PER_SECOND = 200.0
 """Hits that one worker reads again and writes."""
-NETWORK_BYTES = 85
-"""Memory of a network for each pixel of a batch beyond `USUAL_PIXELS`."""
+LAYERS_HELD = 3.5
+"""Memory of a network for each pattern of a batch, in units of its largest layer."""
 BLOCKS_HELD = 8
 """Blocks of patterns that wait for an adaptive threshold whose windows cut the blocks."""
 
@@ -191,9 +192,10 @@ def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
     Notes
     -----
     Memory as seen on whole and cut frames: a process takes 550 MB, and for each block in work
-    the raw values and 6 bytes a pixel. A network of more than 123 x 240 pixels takes 85 bytes
-    more for each further pixel of a batch. Where blocks are no multiple of `hits.window`, 8 blocks
-    of patterns wait besides for their adaptive threshold.
+    the raw values and 6 bytes a pixel. A network that costs more than the compact one on 123 x 240
+    pixels takes more memory for each pattern of a batch, in proportion to its largest layer.
+    Where blocks are no multiple of `hits.window`, 8 blocks of patterns wait besides for their
+    adaptive threshold.
     """
     if frames is None and awaits_simulation(config):
         given = _simulated(config)
@@ -201,7 +203,9 @@ def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
         given = _opened(open_headers(config) if frames is None else frames)
     recipes = {name: recipe_of(config, name, given.shape) for name in given.lengths}
     read = {name: _count_pixels(recipe.read) for name, recipe in recipes.items()}
-    pixels = max(_count_pixels(recipe.region) for recipe in recipes.values())
+    region = max((recipe.region for recipe in recipes.values()), key=_count_pixels)
+    pixels = _count_pixels(region)
+    cost = measure_networks(config, (region[1] - region[0], region[3] - region[2]))
     per_shard, n_frames = config.inference.frames_per_shard, sum(given.lengths.values())
     processes, threads = _processes(config)
     size, hit_rate = given.dtype.itemsize, _expected_hit_rate(config)
@@ -222,14 +226,14 @@ def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
         task_bytes=max(min(per_shard, n) * read[name] * size for name, n in given.lengths.items()),
         process_bytes=PROCESS_BYTES
         + threads * _block_bytes(config, given, max(read.values()))
-        + threads * _network_bytes(config, pixels),
+        + threads * _network_bytes(config, cost),
         processes=processes,
         machine_bytes=_machine_bytes(config),
         hit_rate=hit_rate,
         output_bytes=_output_bytes(config, n_frames, hit_rate, pixels, given.event_ids),
         workers=n_workers,
         jobs=config.cluster.jobs if queued else 0,
-        seconds=_seconds(config, n_frames, hit_rate, n_workers, pixels / USUAL_PIXELS),
+        seconds=_seconds(config, n_frames, hit_rate, n_workers, cost.gflop / USUAL_GFLOP),
         script=job_script(config.cluster, config.output) if queued else "",
     )
 
@@ -320,8 +324,9 @@ def _block_bytes(config: Config, given: _Input, pixels: int) -> int:
     return n_frames * pixels * (given.dtype.itemsize + PIXEL_BYTES + held)
 
 
-def _network_bytes(config: Config, pixels: int) -> int:
-    return NETWORK_BYTES * config.inference.batch_size * max(pixels - USUAL_PIXELS, 0)
+def _network_bytes(config: Config, cost: Cost) -> int:
+    more = max(LAYERS_HELD * (cost.layer_bytes - USUAL_LAYER_BYTES), 0)
+    return round(config.inference.batch_size * more)
 
 
 def _processes(config: Config) -> tuple[int, int]:

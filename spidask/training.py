@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -21,44 +19,27 @@ from scipy.special import expit
 from spidask.cluster import Pool
 from spidask.config import Config, Ensemble
 from spidask.errors import TrainingError
-from spidask.io.labels import locate
-from spidask.io.runs import take_frames
+from spidask.labelled import Split, load_labelled, split
 from spidask.metrics import average_precision, best_threshold
 from spidask.monitor import tell
 from spidask.networks.calibration import calibrate
-from spidask.networks.device import resolve_device
-from spidask.networks.learning import (
+from spidask.networks.checkpoints import (
     Checkpoint,
-    Labelled,
-    Team,
-    draw_batch,
     list_checkpoints,
     load_checkpoint,
-    train_rank,
+    read_history,
 )
-from spidask.networks.member import SINGLE, Member, load_tensors, save_member, save_tensors
-from spidask.preprocessing import preprocess
+from spidask.networks.classifier import SINGLE
+from spidask.networks.device import resolve_device
+from spidask.networks.learning import Labelled, Team, begin, draw_batch, train_rank
+from spidask.networks.member import Member, save_member
+from spidask.networks.tensors import load_tensors, save_tensors
 from spidask.ranks import Rank, average_gradients, run_ranks, sum_over_ranks
-from spidask.schema import CLASSES
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Which labels train and which validate.
-
-    Attributes
-    ----------
-    training, validation : numpy.ndarray
-        Positions in the table of labels, int64.
-    """
-
-    training: IntArray
-    validation: IntArray
 
 
 Job = tuple[Split, Config, int, Path]
@@ -134,89 +115,6 @@ def train(
     return paths, seen
 
 
-def load_labelled(
-    frames: xr.Dataset, labels: pd.DataFrame, config: Config
-) -> tuple[Labelled, npt.NDArray[np.str_], IntArray]:
-    """Read and preprocess the labelled frames.
-
-    Parameters
-    ----------
-    frames : xarray.Dataset
-        Raw frames as `open_runs` gives them.
-    labels : pandas.DataFrame
-        Labels as `read_labels` gives them.
-    config : Config
-        What preprocessing needs.
-
-    Returns
-    -------
-    labelled : Labelled
-        Patterns and classes of the labels whose frame is readable.
-    runs : numpy.ndarray
-        The run of each, shape (frame,), text.
-    index : numpy.ndarray
-        The position of each in its run, shape (frame,), int64.
-    """
-    rows = locate(labels, frames)
-    classes = np.array([CLASSES.index(name) for name in labels["label"]], np.int64)
-    taken = take_frames(frames, rows)
-    patterns = preprocess(taken, config)["patterns"].data.compute(scheduler="threads")
-    readable = np.isfinite(patterns).any((1, 2))
-    if not readable.all():
-        log.warning("%d labelled frames are unreadable and left out", np.sum(~readable))
-    runs = taken["run_name"].values[taken["run"].values].astype(str)
-    labelled = Labelled(patterns[readable], classes[readable])
-    return labelled, runs[readable], taken["index"].values[readable]
-
-
-def split(runs: npt.NDArray[np.str_], classes: IntArray, config: Config, seed: int) -> Split:
-    """Divide labels into those that train and those that validate.
-
-    Parameters
-    ----------
-    runs : numpy.ndarray
-        The run of each label, shape (label,), text.
-    classes : numpy.ndarray
-        Codes into schema.CLASSES, shape (label,), int64.
-    config : Config
-        Sections `training` and `validation`: runs by name, else a share of each class drawn
-        with the seed.
-    seed : int
-        Of the draw.
-
-    Returns
-    -------
-    Split
-        Positions of the labels.
-
-    Raises
-    ------
-    TrainingError
-        If a side lacks single hits or others, or a run is on both sides.
-    """
-    by_training = _named(runs, config.training.runs)
-    by_validation = _named(runs, config.validation.runs)
-    if by_training is None and by_validation is None:
-        drawn = np.zeros(len(runs), bool)
-        random = np.random.default_rng([seed, len(runs)])
-        for code in np.unique(classes):
-            members = random.permutation(np.flatnonzero(classes == code))
-            drawn[members[: round(config.validation.fraction * len(members))]] = True
-        by_training, by_validation = ~drawn, drawn
-    elif by_training is None:
-        by_training = ~np.asarray(by_validation)
-    elif by_validation is None:
-        by_validation = ~by_training
-    assert by_validation is not None
-    if (both := np.unique(runs[by_training & by_validation])).size:
-        raise TrainingError(
-            f"run {both[0]} is in training.runs and in validation.runs; leave it out of one"
-        )
-    for name, side in (("training", by_training), ("validation", by_validation)):
-        _refuse_one_sided(name, classes[side], np.unique(runs))
-    return Split(np.flatnonzero(by_training), np.flatnonzero(by_validation))
-
-
 def pick_stages(f1: list[float], ensemble: Ensemble) -> list[int]:
     """Choose consecutive checkpoints around the best.
 
@@ -260,7 +158,8 @@ def _train_on_workers(
 ) -> None:
     # Ranks read the patterns from a file, so that they do not travel through the scheduler.
     shared = folder.absolute() / "checkpoints" / "labelled.safetensors"
-    tensors = {name: torch.from_numpy(array) for name, array in vars(labelled).items()}
+    arrays = {name: array for name, array in vars(labelled).items() if array is not None}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     save_tensors(tensors, shared, {})
     pool = Pool(client, config.cluster, config.output)
     ranks = config.training.ranks
@@ -297,14 +196,12 @@ def _train_seed(
     team: Team, labelled: Labelled, parts: Split, config: Config, seed: int, folder: Path
 ) -> None:
     settings = config.training
-    training, validation = (
-        Labelled(labelled.patterns[rows], labelled.classes[rows])
-        for rows in (parts.training, parts.validation)
-    )
+    training, validation = labelled.take(parts.training), labelled.take(parts.validation)
     is_single = validation.classes == SINGLE
     fraction = config.selection.expected_single_fraction
     log.info("seed %d: %d patterns train, %d validate", seed, len(training.classes), len(is_single))
     train_rank(
+        functools.partial(begin, settings, training),
         functools.partial(draw_batch, training, settings.batch_size, seed),
         validation.patterns,
         functools.partial(_judge, is_single=is_single, fraction=fraction),
@@ -321,7 +218,10 @@ def _pick_members(
 ) -> list[Member]:
     ensemble, is_single = config.training.ensemble, classes[parts.validation] == SINGLE
     paths = list_checkpoints(folder)
-    f1 = [load_checkpoint(path).history[-1]["validation_f1"] for path in paths]
+    if ensemble.stages:
+        paths = [path for path in paths if int(path.stem) in ensemble.stages]
+        return [_member(path, is_single, config, seed) for path in paths]
+    f1 = [read_history(path)[-1]["validation_f1"] for path in paths]
     stages = [int(np.argmax(f1))] if ensemble.kind == "seeds" else pick_stages(f1, ensemble)
     return [_member(paths[stage], is_single, config, seed) for stage in stages]
 
@@ -360,22 +260,6 @@ def _provenance(checkpoint: Checkpoint, f1: float, config: Config, seed: int) ->
         "training": config.training.model_dump(mode="json"),
         "expected_single_fraction": config.selection.expected_single_fraction,
     }
-
-
-def _named(runs: npt.NDArray[np.str_], patterns: list[str] | None) -> BoolArray | None:
-    if patterns is None:
-        return None
-    return np.array([any(fnmatchcase(run, pattern) for pattern in patterns) for run in runs], bool)
-
-
-def _refuse_one_sided(name: str, classes: IntArray, runs: npt.NDArray[np.str_]) -> None:
-    n_single = int(np.sum(classes == SINGLE))
-    if n_single == 0 or n_single == len(classes):
-        raise TrainingError(
-            f"{name}: {n_single} single hits and {len(classes) - n_single} others among its "
-            f"labels, both are needed; the labels are of the runs {', '.join(runs)}: "
-            f"see {name}.runs"
-        )
 
 
 def _write_metrics(folder: Path, seeds: list[int]) -> None:

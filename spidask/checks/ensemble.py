@@ -13,10 +13,16 @@ from spidask.config import Config
 from spidask.errors import DataError, SpidaskError
 from spidask.io.files import natural_key
 from spidask.io.labels import read_labels
-from spidask.networks.member import SHIPPED, Member, load_member
+from spidask.labelled import split
+from spidask.networks.classifier import SINGLE
+from spidask.networks.learning import Labelled, begin
+from spidask.networks.member import load_member
 from spidask.provenance import awaits_simulation
 from spidask.schema import CLASSES
-from spidask.training import pick_stages, split
+from spidask.training import pick_stages
+
+REGION = (123, 240)
+"""Rows and columns to try weights on; networks take any."""
 
 
 @finds
@@ -94,42 +100,60 @@ def _bad_ensemble(beamtime: Beamtime) -> Iterator[Problem]:
 
 @finds
 def _bad_members(beamtime: Beamtime) -> Iterator[Problem]:
-    """Members to classify with, or to start from, that are missing or damaged."""
+    """Members to classify with that are missing or damaged."""
     config = beamtime.config
-    given = [("inference.members", path) for path in config.inference.members or []]
-    other = "" if given else ", or random, or shipped"
-    if not given and config.training.initial != "random":
-        initial = config.training.initial
-        given = [("training.initial", str(SHIPPED) if initial == "shipped" else initial)]
-    for key, path in given:
+    for path in config.inference.members or []:
         if not Path(path).is_file():
-            yield Problem(key, f"{path} is not there; give the path of a member{other}")
+            yield Problem("inference.members", f"{path} is not there; give the path of a member")
             continue
         try:
-            member = load_member(path)
+            known = load_member(path).provenance.get("expected_single_fraction")
         except DataError as error:
-            yield Problem(key, f"{error}; give the path of a member{other}")
+            yield Problem("inference.members", f"{error}; give the path of a member")
             continue
-        if not config.inference.members:
-            yield from _other_representation(member, config)
-        elif (fraction := config.selection.expected_single_fraction) is not None:
-            known = member.provenance.get("expected_single_fraction")
-            if known != fraction:
-                yield Problem(
-                    "selection.expected_single_fraction",
-                    f"{fraction:g} has no effect: {path} has a threshold for {known}; leave it "
-                    "out, or train",
-                    "warning",
-                )
+        if (fraction := config.selection.expected_single_fraction) not in (None, known):
+            yield Problem(
+                "selection.expected_single_fraction",
+                f"{fraction:g} has no effect: {path} has a threshold for {known}; leave it out, or "
+                "train",
+                "warning",
+            )
 
 
-def _other_representation(member: Member, config: Config) -> Iterator[Problem]:
-    wanted, known = config.training.representation, member.representation
-    if wanted != known:
+@finds
+def _bad_beginning(beamtime: Beamtime) -> Iterator[Problem]:
+    """Weights to start from that are missing, damaged or of another network."""
+    config, initial = beamtime.config, beamtime.config.training.initial
+    if config.inference.members:
+        return
+    if initial not in ("shipped", "random", "imagenet") and not Path(initial).is_file():
         yield Problem(
-            "training.representation",
-            f"{wanted}, but training.initial '{config.training.initial}' was trained on {known}; "
-            "set it to that, or training.initial to random",
+            "training.initial",
+            f"{initial} is not there; give a file of weights, or random, or shipped",
+        )
+        return
+    blank = Labelled(
+        np.zeros((1, *REGION), np.float32),
+        np.array([SINGLE]),
+        np.array([[0.5, 0.5, 1, 1]], np.float32),
+    )
+    try:
+        begin(config.training, blank)
+    except SpidaskError as error:
+        key, _, text = str(error).partition(": ")
+        named = key.startswith("training.")
+        yield Problem(key if named else "training.initial", text if named else str(error))
+
+
+@finds
+def _lost_ranking(beamtime: Beamtime) -> Iterator[Problem]:
+    """An early exit where the report ranks frames."""
+    config = beamtime.config
+    if config.inference.ensemble == "early_exit" and config.labels.truth:
+        yield Problem(
+            "inference.ensemble",
+            "early_exit leaves no average precision to report, for rejected frames are not scored "
+            "by all members; give all, or leave labels.truth out",
         )
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from spidask.checks.problems import Beamtime, Problem, finds
+from spidask.config import PICTURES
+from spidask.errors import SpidaskError
 from spidask.frames.hits import looks_like_only_hits
 from spidask.frames.mask import usable_pixels
 from spidask.io.maps import load_map
 from spidask.io.runs import take_frames
-from spidask.networks.compact import gflop_of
+from spidask.networks.cost import measure_networks
 from spidask.preprocessing import preprocess
 from spidask.provenance import awaits_simulation
 
@@ -54,7 +56,12 @@ def _odd_region(beamtime: Beamtime) -> Iterator[Problem]:
                 "handoff.bin",
                 f"{width} is more than the region of {shape[0]} x {shape[1]} pixels; lower it",
             )
-        cost = gflop_of(shape)
+        if beamtime.config.training.architecture in PICTURES:
+            continue  # whose size is a setting
+        try:
+            cost = measure_networks(beamtime.config, shape).gflop
+        except SpidaskError:
+            return  # told where members are checked
         if cost > MANY_GFLOP:
             yield Problem(
                 "preprocessing.region",

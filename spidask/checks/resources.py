@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from spidask.checks.problems import Beamtime, Problem, as_problem, finds
-from spidask.errors import ClusterError, ConfigError, SpidaskError, StoreError
+from spidask.errors import ClusterError, SpidaskError, StoreError
 from spidask.io.files import natural_key
 from spidask.io.fingerprint import read_fingerprint
 from spidask.networks.device import resolve_device
@@ -80,8 +80,8 @@ def _too_large(beamtime: Beamtime) -> Iterator[Problem]:
         return
     try:
         plan = make_plan(beamtime.config, beamtime.frames)
-    except ConfigError:
-        return  # told where jobs are checked
+    except SpidaskError:
+        return  # told where jobs and members are checked
     needed = plan.processes * plan.process_bytes
     other = "raise cluster.job.memory" if plan.jobs else "cluster.cpu_workers"
     if plan.machine_bytes and needed > plan.machine_bytes:

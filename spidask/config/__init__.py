@@ -12,7 +12,6 @@ from spidask.config.loading import (
 )
 from spidask.config.sections import (
     CommonMode,
-    Ensemble,
     Geometry,
     Handoff,
     Hits,
@@ -20,16 +19,17 @@ from spidask.config.sections import (
     Labels,
     Preprocessing,
     Region,
-    Representation,
     Runs,
     Selection,
     Sizing,
-    Training,
     Validation,
 )
 from spidask.config.simulation import Beam, HitMix, Panel, Sample, Simulation
+from spidask.config.training import DRAW_BOXES, PICTURES, Ensemble, Representation, Training
 
 __all__ = [
+    "DRAW_BOXES",
+    "PICTURES",
     "QUEUES",
     "Beam",
     "Cluster",

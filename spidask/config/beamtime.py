@@ -20,10 +20,10 @@ from spidask.config.sections import (
     Runs,
     Selection,
     Sizing,
-    Training,
     Validation,
 )
 from spidask.config.simulation import Simulation
+from spidask.config.training import Training
 
 S = TypeVar("S", bound=Section)
 

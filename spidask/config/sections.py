@@ -124,57 +124,6 @@ class Sizing(Section):
         return self
 
 
-class Representation(Section):
-    """What a network sees of a pattern."""
-
-    scale: Literal["logarithmic", "linear"] = "logarithmic"
-    maximum: Positive = 30.0
-    """Photons that map to 1; more are clipped only in the linear scale."""
-
-
-class Ensemble(Section):
-    """Which networks become members."""
-
-    n_members: Annotated[int, Field(ge=1, le=50)] = 5
-    kind: Literal["checkpoints", "seeds"] = "checkpoints"
-    """Consecutive checkpoints around the best stage, or the best stage of several seeds."""
-    spacing: Count = 1
-    """Checkpoints from one member to the next."""
-
-
-class Training(Section):
-    """How the networks are trained."""
-
-    runs: list[str] | None = None
-    """Runs, or patterns of their names, whose labels train; nothing: drawn with the seed."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    initial: str = "shipped"
-    """Starting weights: ``shipped`` with the package, ``random``, or a member's path."""
-    iterations: Count = 300
-    batch_size: Annotated[int, Field(ge=2, le=65_536)] = 64
-    learning_rate: Positive = 2e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 0.02
-    checkpoint_every: Count = 25
-    """Iterations between checkpoints, each with its validation F1."""
-    ranks: Count = 1
-    """Workers that train one network together; each takes its share of every batch."""
-    threads: Annotated[int, Field(ge=0)] = 0
-    """Threads of a rank; 0 shares the machine's cores among the ranks on it."""
-    timeout_s: Positive = 600.0
-    """A rank that shows no progress for so long counts as hung."""
-    representation: Representation = Representation()
-    ensemble: Ensemble = Ensemble()
-
-    @model_validator(mode="after")
-    def _equal_pieces(self) -> Training:
-        if self.batch_size % self.ranks:
-            raise ValueError(
-                f"batch_size: {self.batch_size} patterns cannot be cut into {self.ranks} equal "
-                "pieces; give a multiple of ranks"
-            )
-        return self
-
-
 class Validation(Section):
     """On which labels the stage and the thresholds are chosen."""
 
@@ -196,6 +145,8 @@ class Inference(Section):
     """Frames read at once; 0 chooses about 100 MiB of raw data."""
     members: list[str] | None = None
     """Files of members to use; nothing: those that the stage `train` makes."""
+    ensemble: Literal["all", "early_exit"] = "all"
+    """Members that see a hit: all, or each only while those before it accept the hit."""
 
 
 class Selection(Section):

@@ -116,7 +116,8 @@ def score_patterns(patterns: FloatArray, paths: Sequence[str], config: Config) -
     Returns
     -------
     numpy.ndarray
-        Shape (n, member), float32: calibrated probabilities of a single hit.
+        Shape (n, member), float32: calibrated probabilities of a single hit. With early exit, NaN
+        for the members after the first that rejects the pattern: the intersection is the same.
 
     Raises
     ------
@@ -125,8 +126,13 @@ def score_patterns(patterns: FloatArray, paths: Sequence[str], config: Config) -
     """
     # One thread, whatever the machine: the last digits of a convolution depend on their number.
     torch.set_num_threads(1)
-    device, out = resolve_device(config), np.empty((len(patterns), len(paths)), np.float32)
+    device, out = resolve_device(config), np.full((len(patterns), len(paths)), np.nan, np.float32)
+    rows = np.arange(len(patterns))
     for column, path in enumerate(paths):
         member = load_current(path, device)
-        out[:, column] = score(member, patterns, config.inference.batch_size)
+        found = score(member, patterns[rows], config.inference.batch_size)
+        out[rows, column] = found
+        if config.inference.ensemble == "early_exit":
+            # In double precision, as the selection compares.
+            rows = rows[found.astype(float) >= member.threshold]
     return out

@@ -15,6 +15,9 @@ from spidask.schema import CLASSES
 
 IDENTITIES = (("run", "index"), ("trainId", "pulseId"), ("timestamp", "fiducial"), ("timestamp",))
 """Columns that name a frame, in the order in which they are looked for."""
+BOX = ("x_min", "y_min", "x_max", "y_max")
+"""Columns of the box around a pattern's signal, in pixels of the full frame, edges counted from
+the first pixel's outer edge; empty where nobody drew one."""
 
 
 def read_labels(source: str | Path) -> pd.DataFrame:
@@ -31,7 +34,8 @@ def read_labels(source: str | Path) -> pd.DataFrame:
         A row for each label, in the order of the files: the columns that name the frame
         (``run, index``, or ``trainId, pulseId``, or ``timestamp`` with ``fiducial`` where the
         file has it), run as text and numbers as int64, and ``label``, a name in
-        `schema.CLASSES`. Further columns are left out.
+        `schema.CLASSES`; where the file has them, the columns `BOX`, float64, pixels, NaN where
+        empty. Further columns are left out.
 
     Raises
     ------
@@ -90,6 +94,34 @@ def drop_unreadable(labels: pd.DataFrame, frames: xr.Dataset) -> tuple[pd.DataFr
     return labels[~gone].reset_index(drop=True), int(gone.sum())
 
 
+def relative_boxes(
+    labels: pd.DataFrame, corner: tuple[int, int], shape: tuple[int, int]
+) -> npt.NDArray[np.float32]:
+    """Read the boxes that a table of labels gives.
+
+    Parameters
+    ----------
+    labels : pandas.DataFrame
+        Rows as of `read_labels`.
+    corner : tuple of int
+        First row and column of the region, in pixels of the full frame.
+    shape : tuple of int
+        Rows and columns of the region.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (row, 4), float32: centre x, centre y, width and height, relative to the region; NaN
+        where the table has none.
+    """
+    if not set(BOX) <= set(labels.columns):
+        return np.full((len(labels), 4), np.nan, np.float32)
+    corners = labels[[*BOX]].to_numpy(float) - (corner[::-1] * 2)
+    low, high = corners[:, :2], corners[:, 2:]
+    boxes = np.concatenate([(low + high) / 2, high - low], 1) / (shape[::-1] * 2)
+    return np.asarray(boxes, np.float32)
+
+
 def locate(labels: pd.DataFrame, frames: xr.Dataset) -> npt.NDArray[np.int64]:
     """Find the frames that rows of a table name.
 
@@ -143,11 +175,14 @@ def _read_one(path: str) -> pd.DataFrame:
         raise DataError(f"{path}: is no CSV table: {' '.join(str(error).split())}") from None
     table.columns = [str(name).strip() for name in table.columns]
     identity = _identity(table.columns, path)
-    table = pd.DataFrame({name: table[name].str.strip() for name in (*identity, "label")})
+    boxes = BOX if set(BOX) <= set(table.columns) else ()
+    table = pd.DataFrame({name: table[name].str.strip() for name in (*identity, "label", *boxes)})
     table = table[(table != "").any(axis=1)]
     for name in identity:
         if name != "run":
             table[name] = _whole_numbers(table[name], path)
+    if boxes:
+        table[[*boxes]] = _read_boxes(table[[*boxes]], path)
     unknown = table[~table["label"].isin(CLASSES)]
     if len(unknown):
         raise DataError(
@@ -182,6 +217,22 @@ def _whole_numbers(column: pd.Series[str], path: str) -> pd.Series[int]:
             line=int(line),
         )
     return column.astype(np.int64)
+
+
+def _read_boxes(columns: pd.DataFrame, path: str) -> pd.DataFrame:
+    boxes = pd.DataFrame({k: pd.to_numeric(columns[k], errors="coerce") for k in BOX}, dtype=float)
+    x_min, y_min, x_max, y_max = (boxes[name] for name in BOX)
+    is_box = (x_min < x_max) & (y_min < y_max) & boxes.abs().max(axis=1).lt(np.inf)
+    wrong = columns[~is_box & (columns != "").any(axis=1)]
+    if len(wrong):
+        line = int(wrong.index[0]) + 2
+        raise DataError(
+            f"{path}, line {line}: {', '.join(BOX)} {', '.join(wrong.iloc[0])} is no box; give "
+            "two corners in pixels, or leave all four empty",
+            path=path,
+            line=line,
+        )
+    return boxes
 
 
 def _refuse_duplicates(labels: pd.DataFrame, identity: tuple[str, ...], places: list[str]) -> None:

@@ -15,29 +15,42 @@ LEAST_FLUENCE = 0.4
 """Smallest share of photons that is kept."""
 
 
-def augment(pattern: FloatArray, random: np.random.Generator) -> FloatArray:
+def augment(
+    pattern: FloatArray, box: FloatArray | None, random: np.random.Generator
+) -> tuple[FloatArray, FloatArray | None]:
     """Thin, mirror, shift a pattern and drop some of its pixels.
 
     Parameters
     ----------
     pattern
         Shape (y, x), float32, whole photons, NaN where missing.
+    box
+        Around its signal, shape (4,), float32: centre x, centre y, width and height, relative to
+        the pattern; or none.
     random
         Where the changes come from; each pattern brings its own.
 
     Returns
     -------
-    numpy.ndarray
+    pattern : numpy.ndarray
         A new array of the same shape and dtype.
+    box : numpy.ndarray or None
+        Where the box went; its width and height stay.
     """
     if random.random() < 0.5:
         pattern = thin(pattern, random.uniform(LEAST_FLUENCE, 1.0), random)
-    if random.random() < 0.5:
+    is_mirrored = random.random() < 0.5
+    if is_mirrored:
         pattern = pattern[:, ::-1]
-    pattern = shift(pattern, *random.integers(-MAX_SHIFT, MAX_SHIFT + 1, 2))
+    dy, dx = random.integers(-MAX_SHIFT, MAX_SHIFT + 1, 2)
+    pattern = shift(pattern, dy, dx)
     if random.random() < 0.5:
         _punch(pattern, random)
-    return pattern
+    if box is None:
+        return pattern, None
+    (height, width), (x, y, *size) = pattern.shape, box
+    moved = [(1 - x if is_mirrored else x) + dx / width, y + dy / height, *size]
+    return pattern, np.array(moved, np.float32)
 
 
 def thin(pattern: FloatArray, share: float, random: np.random.Generator) -> FloatArray:

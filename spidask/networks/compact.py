@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from spidask.networks.classifier import Classifier
 from spidask.schema import CLASSES
 
+WIDTHS, AUTOCORRELATION_WIDTHS, HIDDEN = (12, 18, 32, 48), (8, 16, 32), 64
 LOGARITHMIC = math.log1p(30.0)
 """Stretch of the default representation, in which 30 photons are 1."""
 FLOOR = 0.1
@@ -105,25 +108,7 @@ class Residual(nn.Module):
         return functional.relu(x + self.block(x))
 
 
-def gflop_of(shape: tuple[int, int]) -> float:
-    """Estimate what the network costs.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Rows and columns of a pattern.
-
-    Returns
-    -------
-    float
-        Billions of floating-point operations a pattern, a multiplication and an addition counted
-        as two: 0.101 for 123 x 240 pixels, 0.099 of them in convolutions (counted by torch) and
-        0.002 in Fourier transforms (5 n log2 n, halved for real input).
-    """
-    return 0.101 * shape[0] * shape[1] / (123 * 240)
-
-
-class Compact(nn.Module):
+class Compact(Classifier):
     """Classify patterns of any size from the pattern and its autocorrelation.
 
     Parameters
@@ -149,12 +134,14 @@ class Compact(nn.Module):
     in means and maxima over the map, so that the size of the region is free.
     """
 
+    name = "compact"
+
     def __init__(
         self,
-        widths: tuple[int, ...] = (12, 18, 32, 48),
-        autocorrelation_widths: tuple[int, ...] = (8, 16, 32),
+        widths: Sequence[int] = WIDTHS,
+        autocorrelation_widths: Sequence[int] = AUTOCORRELATION_WIDTHS,
         kernel: int = 7,
-        hidden: int = 64,
+        hidden: int = HIDDEN,
         dropout: float = 0.2,
         stretch: float = LOGARITHMIC,
     ) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from spidask.errors import DataError
+from spidask.networks.picture import PictureConv
 
 LEAK = 0.1
 EPSILON = 1e-5
@@ -83,7 +84,9 @@ class Darknet(nn.Module):
         widths: list[int] = []
         for place, layer in enumerate(layers):
             before = widths[-1] if widths else n_channels
-            self.blocks.append(_block(layer, before) if isinstance(layer, Conv) else nn.Identity())
+            kind = nn.Conv2d if place else PictureConv
+            block = _block(layer, before, kind) if isinstance(layer, Conv) else nn.Identity()
+            self.blocks.append(block)
             widths.append(_width(layer, place, before, widths))
         kept = [place + back for place, layer in enumerate(layers) for back in _looks_back(layer)]
         self._kept = frozenset(kept)
@@ -94,7 +97,8 @@ class Darknet(nn.Module):
         Parameters
         ----------
         pictures
-            Shape (picture, channel, y, x); y and x are multiples of 32.
+            Shape (picture, channel, y, x), or one channel that stands for as many alike; y and x
+            are multiples of 32.
 
         Returns
         -------
@@ -257,13 +261,13 @@ def _parts(block: nn.Sequential) -> list[torch.Tensor]:
     return [norm.bias, norm.weight, norm.running_mean, norm.running_var, convolution.weight]
 
 
-def _block(layer: Conv, n_in: int) -> nn.Sequential:
+def _block(layer: Conv, n_in: int, kind: type[nn.Conv2d]) -> nn.Sequential:
     padding = layer.size // 2
     if layer.is_output:
-        return nn.Sequential(nn.Conv2d(n_in, layer.filters, layer.size, layer.stride, padding))
+        return nn.Sequential(kind(n_in, layer.filters, layer.size, layer.stride, padding))
     # Darknet keeps 99 % of the running statistics at each step.
     return nn.Sequential(
-        nn.Conv2d(n_in, layer.filters, layer.size, layer.stride, padding, bias=False),
+        kind(n_in, layer.filters, layer.size, layer.stride, padding, bias=False),
         nn.BatchNorm2d(layer.filters, eps=EPSILON, momentum=0.01),
         nn.LeakyReLU(LEAK),
     )

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import logging
 import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn import functional
 
 from spidask.config import Training
 from spidask.errors import DataError, TrainingError
+from spidask.networks.architectures import new_network
 from spidask.networks.augmentation import augment
-from spidask.networks.compact import Compact
-from spidask.networks.member import SHIPPED, load_member, load_tensors, logits, save_tensors
-from spidask.networks.representation import represent, stretch_of
+from spidask.networks.checkpoints import restore, save_checkpoint, write_row
+from spidask.networks.classifier import SINGLE, Batch, Classifier
+from spidask.networks.member import SHIPPED, load_member, logits
 from spidask.schema import CLASSES
 
 FloatArray = npt.NDArray[np.float32]
@@ -33,8 +31,10 @@ log = logging.getLogger(__name__)
 WARM_UP = 0.1
 """Share of the iterations in which the learning rate rises; it then falls as a cosine."""
 WHOLE = slice(None)
-SMOOTHING = 0.05
-"""Share of a label spread over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
+MOMENTUM, FALL, BURN_POWER = 0.9, 0.1, 4
+"""Of stochastic gradient descent, as in Darknet's cfg files."""
+SCORED_AT_ONCE = 64
+"""Validation patterns that the network sees at once, or as many as a piece of a batch has."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,30 @@ class Labelled:
         Shape (frame, y, x), float32, photons, NaN where missing.
     classes : numpy.ndarray
         Codes into schema.CLASSES, shape (frame,), int64.
+    boxes : numpy.ndarray or None
+        Around the signal, shape (frame, 4), float32: centre x, centre y, width and height, relative
+        to the pattern; networks that draw no boxes go without.
     """
 
     patterns: FloatArray
     classes: IntArray
+    boxes: FloatArray | None = None
+
+    def take(self, rows: IntArray) -> Labelled:
+        """Take some of the patterns.
+
+        Parameters
+        ----------
+        rows : numpy.ndarray
+            Their positions, shape (n,), int64.
+
+        Returns
+        -------
+        Labelled
+            Shape (n, ...).
+        """
+        boxes = None if self.boxes is None else self.boxes[rows]
+        return Labelled(self.patterns[rows], self.classes[rows], boxes)
 
 
 Draw = Callable[[int, slice], Labelled]
@@ -72,7 +92,8 @@ class Team:
     neighbours : int
         Processes that train on this machine at a time; they share its cores.
     wrap : callable
-        Makes a network whose backward pass leaves the mean of all ranks' gradients.
+        Makes a network whose backward pass leaves the mean of all ranks' gradients; it is given
+        an example of what the network takes.
     total : callable
         Sums a tensor over all ranks.
     beat : callable
@@ -83,38 +104,13 @@ class Team:
     size: int = 1
     device: str = "cpu"
     neighbours: int = 1
-    wrap: Callable[[nn.Module], nn.Module] = lambda network: network
+    wrap: Callable[[nn.Module, tuple[torch.Tensor, ...]], nn.Module] = lambda network, _: network
     total: Callable[[torch.Tensor], torch.Tensor] = lambda value: value
     beat: Callable[[], object] = lambda: None
 
 
 ALONE = Team()
 """One process that does the work of all ranks, piece after piece."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """One stage of a training run.
-
-    Attributes
-    ----------
-    path : pathlib.Path
-        The file; it holds the network, the optimizer and everything below.
-    iteration : int
-        Iterations done.
-    validation : numpy.ndarray
-        Log odds of a single hit for each validation pattern, shape (frame,), float32.
-    history : list of dict
-        The rows of metrics.csv up to here.
-    network : Compact
-        The network at this stage, in evaluation mode.
-    """
-
-    path: Path
-    iteration: int
-    validation: FloatArray
-    history: list[dict[str, float]]
-    network: Compact
 
 
 def draw_batch(
@@ -144,14 +140,66 @@ def draw_batch(
     weights = 1 / np.sqrt(counts[labelled.classes])
     random = np.random.default_rng([seed, iteration])
     rows = random.choice(len(weights), size, p=weights / weights.sum())
-    patterns = [
-        augment(labelled.patterns[rows[place]], np.random.default_rng([seed, iteration, place + 1]))
-        for place in range(size)[part]
-    ]
-    return Labelled(np.stack(patterns), labelled.classes[rows[part]])
+    drawn = labelled.take(rows[part])
+    patterns, boxes = drawn.patterns, drawn.boxes
+    for at, place in enumerate(range(size)[part]):
+        own = np.random.default_rng([seed, iteration, place + 1])
+        box = None if boxes is None else boxes[at]
+        patterns[at], moved = augment(patterns[at], box, own)
+        if boxes is not None:
+            boxes[at] = moved
+    return drawn
+
+
+def begin(settings: Training, labelled: Labelled) -> Classifier:
+    """Build the network that a config asks for, with the weights that it starts from.
+
+    Parameters
+    ----------
+    settings : Training
+        Architecture and starting weights.
+    labelled : Labelled
+        What it will be trained on, for the anchors of networks that draw boxes.
+
+    Returns
+    -------
+    Classifier
+        In training mode.
+
+    Raises
+    ------
+    TrainingError
+        If the starting weights are of another architecture or representation.
+    """
+    rows, columns = labelled.patterns.shape[1:]
+    single = labelled.classes == SINGLE
+    boxes = None if labelled.boxes is None else labelled.boxes[single]
+    wanted = new_network(settings, boxes, (rows, columns))
+    if settings.initial in ("random", "imagenet") or settings.initial.endswith(".weights"):
+        return wanted.train()
+    member = load_member(SHIPPED if settings.initial == "shipped" else settings.initial)
+    for key, asked, found in (
+        ("architecture", settings.architecture, member.network.name),
+        ("representation", settings.representation, member.representation),
+    ):
+        if asked != found:
+            raise TrainingError(
+                f"training.{key}: {asked}, but training.initial '{settings.initial}' was trained "
+                f"with {found}; set it to that, or training.initial to random"
+            )
+    network = member.network
+    sizes, others = ({k: v.shape for k, v in n.state_dict().items()} for n in (wanted, network))
+    if sizes != others:
+        raise TrainingError(
+            f"training.initial: '{settings.initial}' is of another width or first filter than "
+            f"training.width {settings.width:g} and training.first_filter {settings.first_filter}; "
+            "set these as they were, or training.initial to random"
+        )
+    return network.requires_grad_(True).train()
 
 
 def train_rank(
+    build: Callable[[], Classifier],
     draw: Draw,
     validation: FloatArray,
     judge: Judge,
@@ -165,6 +213,8 @@ def train_rank(
 
     Parameters
     ----------
+    build : callable
+        Gives the network to begin with, in training mode.
     draw : callable
         Gives a part of the batch of an iteration.
     validation : numpy.ndarray
@@ -193,35 +243,36 @@ def train_rank(
 
     Notes
     -----
-    A batch is cut into as many pieces as the settings have ranks, each normalized by itself; a
-    rank takes one of them, or one process all of them in turn. The gradients are the same but
-    for rounding; the running statistics are those that rank 0 saw.
+    A batch is cut into as many pieces as the settings have ranks times subdivisions, each
+    normalized by itself; a rank takes its share of them, or one process all of them in turn. The
+    gradients are the same but for rounding; the running statistics are those that rank 0 saw.
     """
-    pieces, n = range(team.rank, settings.ranks, team.size), settings.batch_size // settings.ranks
+    n_pieces = settings.ranks * settings.subdivisions
+    pieces, n = range(team.rank, n_pieces, team.size), settings.batch_size // n_pieces
     with _threads(settings.threads, team.neighbours), _reproducible(team.device):
         torch.manual_seed(seed)
-        network = _initial(settings).to(team.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = torch.optim.AdamW(
-            network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        network = build().to(team.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = _make_optimizer(network, settings)
         history = _resume(folder, network, optimizer, team)
-        trained = team.wrap(network)
+        blank = torch.zeros(2, *validation.shape[1:], device=team.device)
+        trained = team.wrap(network, network.see(blank, settings.representation))
         for iteration in range(len(history) + 1, settings.iterations + 1):
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * _schedule(iteration, settings.iterations)
+                group["lr"] = settings.learning_rate * rate_share(iteration, settings)
             optimizer.zero_grad()
-            total = torch.zeros((), device=team.device)
+            terms: dict[str, torch.Tensor] = {}
             for piece in pieces:
                 torch.manual_seed(_mix(seed, iteration, piece))  # dropout: no state to resume
-                batch = draw(iteration, slice(piece * n, (piece + 1) * n))
-                patterns = torch.from_numpy(batch.patterns).to(team.device)
-                target = torch.from_numpy(batch.classes).to(team.device)
-                outputs = trained(*represent(patterns, settings.representation))
-                loss = functional.cross_entropy(outputs, target, label_smoothing=SMOOTHING)
+                batch = _load(draw(iteration, slice(piece * n, (piece + 1) * n)), team.device)
+                outputs = trained(*network.see(batch.patterns, settings.representation))
+                seen = (iteration - 1) * settings.batch_size
+                found = network.losses(outputs, batch, settings.representation, seen)
                 team.beat()
-                (loss / len(pieces)).backward()  # type: ignore[no-untyped-call]
-                total += loss.detach() / settings.ranks
-            mean = team.total(total).item()
+                (torch.stack([*found.values()]).sum() / len(pieces)).backward()  # type: ignore[no-untyped-call]
+                for name, term in found.items():
+                    terms[name] = terms.get(name, 0) + term.detach() / n_pieces
+            means = team.total(torch.stack([*terms.values()])).tolist()
+            mean = sum(means)
             if not math.isfinite(mean):
                 raise TrainingError(
                     f"the loss is {mean} at iteration {iteration}; lower "
@@ -230,101 +281,76 @@ def train_rank(
                 )
             optimizer.step()
             row: dict[str, float] = {"iteration": iteration, "loss": round(mean, 6)}
+            if len(terms) > 1:
+                row |= {name: round(m, 6) for name, m in zip(terms, means, strict=True)}
             history.append(row)
             if team.rank:
                 continue
             if iteration % settings.checkpoint_every == 0 or iteration == settings.iterations:
-                found = logits(network.eval(), settings.representation, validation, 64)
+                at_once = min(SCORED_AT_ONCE, n)
+                scored = logits(network.eval(), settings.representation, validation, at_once)
                 network.train()
-                row |= judge(found)
-                _save(folder, network, optimizer, found, history)
-            if len(row) > 2 or iteration % 10 == 0:
+                row |= judge(scored)
+                save_checkpoint(folder, network, optimizer, scored, history)
+            if "validation_f1" in row or iteration % 10 == 0:
                 log.info("seed %d: %s", seed, "  ".join(f"{k} {v:.6g}" for k, v in row.items()))
-            _write_row(folder / "metrics.csv", row)
+            write_row(folder / "metrics.csv", row)
             watch(row)
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Find the checkpoints of a run.
+def rate_share(iteration: int, settings: Training) -> float:
+    """Say how large the learning rate is at an iteration.
 
     Parameters
     ----------
-    folder : pathlib.Path
-        Where `train_rank` wrote.
+    iteration : int
+        From 1 on.
+    settings : Training
+        Optimizer, iterations, and for ``sgd`` the burn-in and the steps.
 
     Returns
     -------
-    list of pathlib.Path
-        Their files, the earliest first.
+    float
+        Share of `learning_rate`.
     """
-    return sorted(folder.glob("[0-9]*.safetensors"))
-
-
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint, without the optimizer.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        One of `list_checkpoints`.
-
-    Returns
-    -------
-    Checkpoint
-        What it holds.
-
-    Raises
-    ------
-    DataError
-        If the file is damaged.
-    """
-    return _load(path)[0]
-
-
-def _initial(settings: Training) -> Compact:
-    if settings.initial == "random":
-        return Compact(stretch=stretch_of(settings.representation)).train()
-    member = load_member(SHIPPED if settings.initial == "shipped" else settings.initial)
-    if member.representation != settings.representation:
-        raise TrainingError(
-            f"training.representation: {settings.representation}, but training.initial "
-            f"'{settings.initial}' was trained on {member.representation}; set it to that, or "
-            "training.initial to random"
-        )
-    return member.network.requires_grad_(True).train()
-
-
-def _schedule(iteration: int, iterations: int) -> float:
+    iterations = settings.iterations
+    if settings.optimizer == "sgd":
+        if iteration < settings.burn_in:
+            return float((iteration / settings.burn_in) ** BURN_POWER)
+        return float(FALL ** sum(iteration >= step for step in settings.steps))
     warm = max(1, round(WARM_UP * iterations))
     if iteration <= warm:
         return iteration / warm
     return 0.5 * (1 + math.cos(math.pi * (iteration - warm) / max(1, iterations - warm + 1)))
 
 
+def _make_optimizer(network: Classifier, settings: Training) -> torch.optim.Optimizer:
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay)
+    # Darknet lets the weights of convolutions decay, and neither biases nor batch norms.
+    decays = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": decays, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM)
+
+
+def _load(labelled: Labelled, device: str) -> Batch:
+    patterns, classes = (
+        torch.from_numpy(array).to(device) for array in (labelled.patterns, labelled.classes)
+    )
+    boxes = None if labelled.boxes is None else torch.from_numpy(labelled.boxes).to(device)
+    return Batch(patterns, classes, boxes)
+
+
 def _mix(seed: int, iteration: int, piece: int) -> int:
     return int(np.random.SeedSequence([seed, iteration, piece]).generate_state(1)[0])
 
 
-def _save(
-    folder: Path,
-    network: Compact,
-    optimizer: torch.optim.Optimizer,
-    validation: FloatArray,
-    history: list[dict[str, float]],
-) -> None:
-    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
-    tensors["validation"] = torch.from_numpy(validation)
-    metadata = {"history": history, "architecture_settings": network.settings()}
-    save_tensors(tensors, folder / f"{len(history):06d}.safetensors", metadata)
-
-
 def _resume(
-    folder: Path, network: Compact, optimizer: torch.optim.Optimizer, team: Team
+    folder: Path, network: Classifier, optimizer: torch.optim.Optimizer, team: Team
 ) -> list[dict[str, float]]:
-    found = list_checkpoints(folder)
-    history = _restore(found[-1], network, optimizer) if found else []
+    history = restore(folder, network, optimizer)
     done = torch.tensor(float(len(history)), device=team.device)
     if team.total(done.clone()) != team.size * done:
         raise DataError(
@@ -334,43 +360,8 @@ def _resume(
     if team.rank == 0:
         (folder / "metrics.csv").unlink(missing_ok=True)
         for row in history:
-            _write_row(folder / "metrics.csv", row)
+            write_row(folder / "metrics.csv", row)
     return history
-
-
-def _restore(
-    path: Path, network: Compact, optimizer: torch.optim.Optimizer
-) -> list[dict[str, float]]:
-    checkpoint, tensors = _load(path)
-    network.load_state_dict(checkpoint.network.state_dict())
-    state: dict[int, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "optimizer":
-            number, _, key = rest.partition(".")
-            state.setdefault(int(number), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return list(checkpoint.history)
-
-
-def _load(path: Path) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
-    tensors, metadata = load_tensors(path)
-    network = Compact(**metadata["architecture_settings"])
-    weights = {name: t for name, t in tensors.items() if name.startswith("network.")}
-    network.load_state_dict({name.removeprefix("network."): t for name, t in weights.items()})
-    history = metadata["history"]
-    validation = tensors["validation"].numpy()
-    return Checkpoint(path, len(history), validation, history, network.eval()), tensors
-
-
-def _write_row(path: Path, row: dict[str, float]) -> None:
-    columns = ("iteration", "loss", "validation_f1", "validation_average_precision")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 @contextlib.contextmanager

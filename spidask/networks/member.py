@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from scipy.special import expit
 
 from spidask.config import Representation
 from spidask.errors import DataError
-from spidask.networks.compact import Compact
-from spidask.networks.representation import represent
-from spidask.schema import CLASSES
+from spidask.networks.architectures import rebuild
+from spidask.networks.classifier import Classifier
+from spidask.networks.tensors import load_tensors, save_tensors
 
 FloatArray = npt.NDArray[np.float32]
-SINGLE = CLASSES.index("single")
 SHIPPED = Path(__file__).parent / "compact.safetensors"
 """A member trained on simulated patterns of the 2018 experiment, to start from."""
 
@@ -33,7 +29,7 @@ class Member:
 
     Attributes
     ----------
-    network : torch.nn.Module
+    network : Classifier
         The network, in evaluation mode.
     representation : Representation
         What the network sees of a pattern.
@@ -46,7 +42,7 @@ class Member:
         What it was trained on: settings, iteration, validation F1, software.
     """
 
-    network: Compact
+    network: Classifier
     representation: Representation
     threshold: float = 0.5
     slope: float = 1.0
@@ -65,7 +61,7 @@ def save_member(member: Member, path: str | Path) -> None:
         A ``.safetensors`` file; written beside and moved into place.
     """
     metadata = {
-        "architecture": "compact",
+        "architecture": member.network.name,
         "architecture_settings": member.network.settings(),
         "representation": member.representation.model_dump(),
         "threshold": member.threshold,
@@ -98,7 +94,7 @@ def load_member(path: str | Path, device: str | torch.device = "cpu") -> Member:
     """
     tensors, metadata = load_tensors(path, device)
     try:
-        network = Compact(**metadata["architecture_settings"])
+        network = rebuild(metadata["architecture"], metadata["architecture_settings"])
         network.load_state_dict(tensors)
         representation = Representation.model_validate(metadata["representation"])
         numbers = {name: float(metadata[name]) for name in ("threshold", "slope", "intercept")}
@@ -132,7 +128,7 @@ def score(member: Member, patterns: FloatArray, batch_size: int) -> FloatArray:
 
 
 def logits(
-    network: Compact,
+    network: Classifier,
     representation: Representation,
     patterns: FloatArray,
     batch_size: int,
@@ -141,7 +137,7 @@ def logits(
 
     Parameters
     ----------
-    network : Compact
+    network : Classifier
         The network, in evaluation mode.
     representation : Representation
         What the network sees of a pattern.
@@ -163,84 +159,10 @@ def logits(
         batch = np.zeros((batch_size, *patterns.shape[1:]), np.float32)
         batch[: len(part)] = part
         with torch.inference_mode():
-            seen = represent(torch.from_numpy(batch).to(device), representation)
-            out[start : start + len(part)] = single_logit(network(*seen))[: len(part)].cpu()
+            seen = network.see(torch.from_numpy(batch).to(device), representation)
+            found = network.log_odds(network(*seen))
+            out[start : start + len(part)] = found[: len(part)].float().cpu()
     return out
-
-
-def single_logit(outputs: torch.Tensor) -> torch.Tensor:
-    """Log odds of a single hit against all other classes.
-
-    Parameters
-    ----------
-    outputs : torch.Tensor
-        Network outputs, shape (frame, class), in the order of schema.CLASSES.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape (frame,).
-
-    Examples
-    --------
-    >>> round(float(single_logit(torch.zeros(1, 4))), 4)  # log(1/3)
-    -1.0986
-    """
-    others = [i for i in range(len(CLASSES)) if i != SINGLE]
-    return outputs[:, SINGLE] - torch.logsumexp(outputs[:, others], 1)
-
-
-def save_tensors(tensors: dict[str, torch.Tensor], path: str | Path, metadata: Any) -> None:
-    """Write tensors and JSON metadata to one safetensors file, all or nothing.
-
-    Parameters
-    ----------
-    tensors : dict of torch.Tensor
-        What to write.
-    path : str or pathlib.Path
-        The file; written beside and moved into place.
-    metadata : object
-        Anything JSON can hold.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    # Written here and not by safetensors, which leaves files that the group cannot read.
-    beside.write_bytes(save(contiguous, {"spidask": json.dumps(metadata, sort_keys=True)}))
-    beside.replace(path)
-
-
-def load_tensors(
-    path: str | Path, device: str | torch.device = "cpu"
-) -> tuple[dict[str, torch.Tensor], Any]:
-    """Read what `save_tensors` wrote.
-
-    Parameters
-    ----------
-    path : str or pathlib.Path
-        The file.
-    device : str or torch.device
-        Where the tensors go.
-
-    Returns
-    -------
-    tensors : dict of torch.Tensor
-        The tensors.
-    metadata : object
-        The JSON metadata.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, damaged or not from spidask.
-    """
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            metadata = json.loads((file.metadata() or {})["spidask"])
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise DataError(f"{path} is no spidask tensor file: {error}", path=str(path)) from None
 
 
 def digest(path: str | Path) -> str:

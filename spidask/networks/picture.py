@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 FIGURE_SCALE = (954 / 123, 1855 / 240)
 """Pixels of the figure for each row and column of the pattern (Ignatenko 2021)."""
@@ -66,6 +67,36 @@ def render(
     return picture
 
 
+def place_boxes(boxes: torch.Tensor, shape: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+    """Find where boxes on patterns lie on their pictures.
+
+    Parameters
+    ----------
+    boxes
+        Shape (..., 4): centre x, centre y, width and height, relative to the pattern.
+    shape : tuple of int
+        Rows and columns of the pattern.
+    size : tuple of int
+        Rows and columns of the picture.
+
+    Returns
+    -------
+    torch.Tensor
+        The same, relative to the picture.
+
+    Examples
+    --------
+    >>> whole = torch.tensor([0.5, 0.5, 1.0, 1.0])
+    >>> place_boxes(whole, (123, 240), (416, 416)).tolist()  # 213 of 416 rows, in the middle
+    [0.5, 0.49879807233810425, 1.0, 0.5120192170143127]
+    """
+    _, inner = _sizes(shape, size)
+    top, left = ((outer - own) // 2 for outer, own in zip(size, inner, strict=True))
+    scale = torch.tensor([inner[1] / size[1], inner[0] / size[0]] * 2, device=boxes.device)
+    start = torch.tensor([left / size[1], top / size[0], 0, 0], device=boxes.device)
+    return boxes * scale + start
+
+
 def fold_channels(weight: torch.Tensor) -> torch.Tensor:
     """Make the first convolution of three equal channels one of a single channel.
 
@@ -80,6 +111,27 @@ def fold_channels(weight: torch.Tensor) -> torch.Tensor:
         Shape (filter, 1, y, x): the sum, which gives the same for pictures in grey.
     """
     return weight.sum(1, keepdim=True)
+
+
+class PictureConv(nn.Conv2d):
+    """A first convolution that takes one channel for as many alike, which is exact."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Convolve.
+
+        Parameters
+        ----------
+        input
+            Shape (picture, channel, y, x), or one channel.
+
+        Returns
+        -------
+        torch.Tensor
+            As of torch.nn.Conv2d.
+        """
+        alike = input.shape[1] == 1 < self.in_channels
+        weight = fold_channels(self.weight) if alike else self.weight
+        return torch.as_tensor(self._conv_forward(input, weight, self.bias))
 
 
 def _scale(patterns: torch.Tensor, scale: str, maximum: float | None) -> torch.Tensor:

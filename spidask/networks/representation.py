@@ -35,6 +35,7 @@ def represent(
     >>> values.flatten().tolist(), present.flatten().tolist()
     ([0.5, 0.0], [1.0, 0.0])
     """
+    assert settings.maximum != "own"
     present = torch.isfinite(patterns)
     photons = torch.where(present, patterns, 0.0).clamp_(min=0.0)
     if settings.scale == "linear":
@@ -62,4 +63,5 @@ def stretch_of(settings: Representation) -> float:
     >>> round(stretch_of(Representation(scale="logarithmic", maximum=30)), 3)
     3.434
     """
+    assert settings.maximum != "own"
     return 0.0 if settings.scale == "linear" else math.log1p(settings.maximum)

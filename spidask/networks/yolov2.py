@@ -92,7 +92,7 @@ def decode(output: torch.Tensor, anchors: torch.Tensor) -> tuple[torch.Tensor, t
         Shape (picture, anchor, y, x): the probability of an object; that of its class is 1, as
         there is only one.
     """
-    cells = _by_anchor(output, len(anchors))
+    cells = by_anchor(output, len(anchors))
     size = torch.tensor(output.shape[:1:-1], device=output.device)
     return decode_cells(cells, anchors / size), torch.sigmoid(cells[..., 4])
 
@@ -128,7 +128,7 @@ def loss(
     A box that stands for a true one has its overlap as the target of objectness. Each picture
     has at most one box, for a pattern is a single hit or is not.
     """
-    cells = _by_anchor(output, len(anchors))
+    cells = by_anchor(output, len(anchors))
     boxes, _ = decode(output.detach(), anchors)
     n_pictures, _, rows, columns = boxes.shape[:4]
     size = torch.tensor([columns, rows], device=output.device)
@@ -158,7 +158,21 @@ def loss(
     }
 
 
-def _by_anchor(output: torch.Tensor, n_anchors: int) -> torch.Tensor:
+def by_anchor(output: torch.Tensor, n_anchors: int) -> torch.Tensor:
+    """Sort what the network gives by anchor.
+
+    Parameters
+    ----------
+    output
+        Shape (picture, 6 * anchor, y, x).
+    n_anchors : int
+        Boxes that each cell predicts.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (picture, anchor, y, x, 6): x, y, width, height, objectness and the class.
+    """
     n, _, rows, columns = output.shape
     return output.reshape(n, n_anchors, 6, rows, columns).permute(0, 1, 3, 4, 2)
 

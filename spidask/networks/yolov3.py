@@ -131,7 +131,7 @@ def loss(
     for number, (output, own) in enumerate(zip(outputs, _of_outputs(anchors), strict=True)):
         first = PER_OUTPUT * (len(outputs) - 1 - number)
         mine = has & (best >= first) & (best < first + PER_OUTPUT)
-        cells, (boxes, _) = _by_anchor(output), _decode(output.detach(), own, STRIDES[number])
+        cells, (boxes, _) = by_anchor(output), _decode(output.detach(), own, STRIDES[number])
         size = torch.tensor(output.shape[:1:-1], device=truth.device)
         pictures = torch.nonzero(mine).flatten()
         at = (true[pictures, :2] * size).long().minimum(size - 1)
@@ -159,13 +159,25 @@ def _of_outputs(anchors: torch.Tensor) -> list[torch.Tensor]:
 def _decode(
     output: torch.Tensor, anchors: torch.Tensor, stride: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    cells = _by_anchor(output)
+    cells = by_anchor(output)
     pixels = torch.tensor(output.shape[:1:-1], device=output.device) * stride
     scores = torch.sigmoid(cells[..., 4]) * torch.sigmoid(cells[..., 5])
     return decode_cells(cells, anchors / pixels), scores
 
 
-def _by_anchor(output: torch.Tensor) -> torch.Tensor:
+def by_anchor(output: torch.Tensor) -> torch.Tensor:
+    """Sort what the network gives by anchor.
+
+    Parameters
+    ----------
+    output
+        Shape (picture, 18, y, x).
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (picture, anchor, y, x, 6): x, y, width, height, objectness and the class.
+    """
     n, _, rows, columns = output.shape
     return output.reshape(n, PER_OUTPUT, 6, rows, columns).permute(0, 1, 3, 4, 2)
 

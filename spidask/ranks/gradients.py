@@ -10,13 +10,15 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-def average_gradients(network: nn.Module) -> nn.Module:
+def average_gradients(network: nn.Module, example: tuple[torch.Tensor, ...]) -> nn.Module:
     """Let all ranks of a group train one network.
 
     Parameters
     ----------
     network : torch.nn.Module
         The same on every rank.
+    example : tuple of torch.Tensor
+        What it takes, of any values.
 
     Returns
     -------
@@ -29,8 +31,8 @@ def average_gradients(network: nn.Module) -> nn.Module:
     # After its first pass it sorts the gradients anew, and more than two ranks then sum them in
     # another order. One pass that counts for nothing lets a resumed run find the same digits.
     state = copy.deepcopy(network.state_dict())
-    blank = torch.zeros(2, 1, 64, 64, device=next(network.parameters()).device)
-    trained(blank, torch.ones_like(blank)).sum().backward()
+    outputs = trained(*example)
+    sum(output.sum() for output in outputs).backward()  # one tensor, or several
     network.load_state_dict(state)
     return trained
 

@@ -26,7 +26,7 @@ from spidask.inference import classify_runs
 from spidask.io.progress import read_progress
 from spidask.io.runs import open_runs, sign_files
 from spidask.io.store import gather_labels, missing_shards
-from spidask.networks.learning import list_checkpoints
+from spidask.networks.checkpoints import list_checkpoints
 from spidask.status import measure_status
 from tests.conftest import Beamtime, write_run
 from tests.slurm import Slurm

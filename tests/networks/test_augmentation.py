@@ -32,10 +32,23 @@ def test_shift_moves_each_way():
 def test_augmentation_depends_on_its_generator_only_and_leaves_the_pattern_alone():
     pattern = np.random.default_rng(0).poisson(3.0, (40, 50)).astype(np.float32)
     before = pattern.copy()
-    first, second = (augment(pattern, np.random.default_rng([1, 2])) for _ in range(2))
+    first, second = (augment(pattern, None, np.random.default_rng([1, 2]))[0] for _ in range(2))
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(pattern, before)
     assert first.dtype == np.float32
     kept = first[np.isfinite(first)]
     np.testing.assert_array_equal(kept, np.round(kept))
-    assert not np.array_equal(first, augment(pattern, np.random.default_rng([1, 3])))
+    assert not np.array_equal(first, augment(pattern, None, np.random.default_rng([1, 3]))[0])
+
+
+def test_boxes_go_with_their_patterns():
+    pattern = np.zeros((40, 80), np.float32)
+    pattern[10:20, 50:70] = 1000
+    box = np.array([60 / 80, 15 / 40, 20 / 80, 10 / 40], np.float32)
+    for seed in range(20):
+        moved, found = augment(pattern, box, np.random.default_rng(seed))
+        lit = np.nan_to_num(moved) > 100
+        y, x = np.flatnonzero(lit.any(1)), np.flatnonzero(lit.any(0))
+        if len(x) == 20 and len(y) == 10:  # no hole cut its edges
+            edges = [(x[0] + x[-1] + 1) / 160, (y[0] + y[-1] + 1) / 80, 20 / 80, 10 / 40]
+            np.testing.assert_allclose(found, edges, atol=1e-6)

@@ -4,18 +4,14 @@ import functools
 
 import numpy as np
 import pytest
+import torch
 
 from spidask.config import Representation, Training
 from spidask.errors import DataError, TrainingError
-from spidask.networks.learning import (
-    Labelled,
-    Team,
-    draw_batch,
-    list_checkpoints,
-    load_checkpoint,
-    train_rank,
-)
-from spidask.networks.member import load_tensors
+from spidask.networks.checkpoints import list_checkpoints, load_checkpoint
+from spidask.networks.classifier import Classifier
+from spidask.networks.learning import Labelled, Team, begin, draw_batch, rate_share, train_rank
+from spidask.networks.tensors import load_tensors
 
 SETTINGS = Training(
     initial="random", iterations=6, checkpoint_every=2, batch_size=8, learning_rate=3e-3, threads=1
@@ -38,10 +34,19 @@ def judge(logits):
     return {"validation_f1": float(np.mean(logits > 0))}
 
 
+def interrupt_at(iteration):
+    def watch(row):
+        if row["iteration"] == iteration:
+            raise KeyboardInterrupt
+
+    return watch
+
+
 def run(folder, settings=SETTINGS, **options):
     labelled = make_labelled(20)
+    build = functools.partial(begin, settings, labelled)
     draw = functools.partial(draw_batch, labelled, settings.batch_size, 5)
-    train_rank(draw, labelled.patterns[:6], judge, settings, 5, folder, **options)
+    train_rank(build, draw, labelled.patterns[:6], judge, settings, 5, folder, **options)
     paths = list_checkpoints(folder)
     return [(load_checkpoint(path), load_tensors(path)[0]) for path in paths]
 
@@ -50,9 +55,8 @@ def run(folder, settings=SETTINGS, **options):
 def test_resumed_training_is_equal_bit_for_bit(tmp_path, ranks):
     settings = SETTINGS.model_copy(update={"ranks": ranks})
     whole = run(tmp_path / "whole", settings)
-    run(tmp_path / "parts", settings)
-    for path in list_checkpoints(tmp_path / "parts")[1:]:
-        path.unlink()  # as if killed after the first checkpoint
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", settings, watch=interrupt_at(3))
     parts = run(tmp_path / "parts", settings)
     assert [c.iteration for c, _ in whole] == [2, 4, 6]
     assert [c.history for c, _ in whole] == [c.history for c, _ in parts]
@@ -68,7 +72,15 @@ def test_overfits_a_few_patterns(tmp_path):
     settings = SETTINGS.model_copy(update={"iterations": 60, "checkpoint_every": 60})
     labelled = make_labelled(16)
     draw = functools.partial(draw_batch, labelled, 16, 0)
-    train_rank(draw, labelled.patterns, judge, settings, 0, tmp_path)
+    train_rank(
+        functools.partial(begin, settings, labelled),
+        draw,
+        labelled.patterns,
+        judge,
+        settings,
+        0,
+        tmp_path,
+    )
     checkpoint = load_checkpoint(list_checkpoints(tmp_path)[-1])
     np.testing.assert_array_equal(checkpoint.validation > 0, labelled.classes == 1)
 
@@ -110,7 +122,8 @@ def test_a_rank_draws_its_own_piece_beats_and_leaves_the_files_to_rank_0(tmp_pat
 
     settings = SETTINGS.model_copy(update={"ranks": 2, "iterations": 2})
     team = Team(1, 2, total=lambda value: 2 * value, beat=lambda: beats.append(len(seen)))
-    train_rank(draw, labelled.patterns, judge, settings, 5, tmp_path, team, rows.append)
+    build = functools.partial(begin, settings, labelled)
+    train_rank(build, draw, labelled.patterns, judge, settings, 5, tmp_path, team, rows.append)
     assert seen == [(1, slice(4, 8)), (2, slice(4, 8))]
     assert beats == [1, 2]
     assert rows == list(tmp_path.iterdir()) == []
@@ -150,3 +163,75 @@ def test_weights_of_another_representation_are_refused(tmp_path):
     )
     with pytest.raises(TrainingError, match=r"training\.representation.*linear.*logarithmic"):
         run(tmp_path, settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"width": 0.5}, r"training\.initial: 'shipped' is of another width .* 0\.5"),
+        ({"first_filter": 3}, r"another width or first filter than .* training\.first_filter 3"),
+        ({"architecture": "resnet18"}, r"training\.architecture: resnet18, .* with compact"),
+    ],
+)
+def test_weights_of_another_network_are_refused(tmp_path, change, found):
+    with pytest.raises(TrainingError, match=found):
+        run(tmp_path, SETTINGS.model_copy(update={"initial": "shipped", **change}))
+
+
+def test_optimizers_of_earlier_checkpoints_are_not_kept(tmp_path):
+    run(tmp_path)
+    kept = [path.name for path in tmp_path.glob("optimizer*")]
+    assert kept == ["optimizer_000006.safetensors"]
+    (tmp_path / kept[0]).unlink()
+    with pytest.raises(DataError, match=r"optimizer_000006\.safetensors is not there"):
+        run(tmp_path)
+
+
+def test_subdivisions_are_normalized_as_ranks_are(tmp_path):
+    divided = run(tmp_path / "a", SETTINGS.model_copy(update={"subdivisions": 2}))
+    ranks = run(tmp_path / "b", SETTINGS.model_copy(update={"ranks": 2}))
+    for (_, a), (_, b) in zip(divided, ranks, strict=True):
+        assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+class Flat(Classifier):
+    """Its loss does not depend on its weights, so that only decay and momentum move them."""
+
+    name = "flat"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 4)
+
+    def settings(self):
+        return {}
+
+    def forward(self, values, _present):
+        return self.layer(values[:, 0, 0, :2]) * 0
+
+
+def test_sgd_is_darknets(tmp_path):
+    settings = SETTINGS.model_copy(
+        update={"optimizer": "sgd", "burn_in": 0, "steps": (3,), "weight_decay": 0.1}
+    )
+    settings = settings.model_copy(update={"checkpoint_every": 1, "iterations": 4})
+    network, labelled = Flat(), make_labelled(20)
+    begun = {name: value.clone() for name, value in network.state_dict().items()}
+    draw = functools.partial(draw_batch, labelled, 8, 5)
+    train_rank(lambda: network, draw, labelled.patterns[:2], judge, settings, 5, tmp_path)
+    # Darknet: update = 0.9 update - decay * weight, weight += rate * update; a bias has no decay.
+    weight, update = begun["layer.weight"].double(), 0
+    for rate, path in zip((3e-3, 3e-3, 3e-4, 3e-4), list_checkpoints(tmp_path), strict=True):
+        update = 0.9 * update - 0.1 * weight
+        weight = weight + rate * update
+        found = load_tensors(path)[0]
+        np.testing.assert_allclose(found["layer.weight"], weight, rtol=1e-6)
+        np.testing.assert_array_equal(found["layer.bias"], begun["layer.bias"])
+
+
+def test_rate_of_sgd_rises_with_the_fourth_power_and_falls_tenfold():
+    settings = SETTINGS.model_copy(
+        update={"optimizer": "sgd", "burn_in": 1000, "steps": (4000, 5000)}
+    )
+    found = [rate_share(i, settings) for i in (500, 1000, 3999, 4000, 5000)]
+    assert found == pytest.approx([1 / 16, 1, 1, 0.1, 0.01])
