@@ -20,14 +20,10 @@ import numpy as np
 from spidask.config import Ensemble, Geometry, Region, Training
 from spidask.metrics import average_precision, best_threshold
 from spidask.networks.augmentation import augment
-from spidask.networks.learning import (
-    Draw,
-    Labelled,
-    list_checkpoints,
-    load_checkpoint,
-    train_rank,
-)
-from spidask.networks.member import SINGLE, Member, save_member
+from spidask.networks.checkpoints import list_checkpoints, load_checkpoint
+from spidask.networks.classifier import SINGLE
+from spidask.networks.learning import Draw, Labelled, begin, train_rank
+from spidask.networks.member import Member, save_member
 from spidask.schema import CLASSES
 from spidask.simulation.beamtime import simulate_patterns
 
@@ -94,7 +90,7 @@ def draw(
     patterns = []
     for place in range(size)[part]:
         random = np.random.default_rng([seed, iteration, place + 1])
-        patterns.append(augment(observe(expected[rows[place]], random), random))
+        patterns.append(augment(observe(expected[rows[place]], random), None, random)[0])
     return Labelled(np.stack(patterns), codes[rows[part]])
 
 
@@ -144,9 +140,11 @@ def main() -> None:
         threads=options.threads,
         ensemble=Ensemble(n_members=1),
     )
+    validation = Labelled(np.stack(exposed), unseen_codes)
     train_rank(
+        functools.partial(begin, settings, validation),
         ahead(functools.partial(draw, expected, codes, settings.batch_size, options.seed)),
-        np.stack(exposed),
+        validation.patterns,
         functools.partial(judge, is_single=is_single),
         settings,
         options.seed,

@@ -8,7 +8,7 @@ from typing import Any
 
 import xarray as xr
 
-from spidask.config import Config
+from spidask.config import DRAW_BOXES, Config
 from spidask.errors import ConfigError, StoreError
 from spidask.io.fingerprint import check_fingerprint, read_fingerprint, write_fingerprint
 from spidask.io.labels import read_labels
@@ -86,12 +86,14 @@ def training_settings(config: Config) -> dict[str, Any]:
         The key's path to its value; the labels stand there as text.
     """
     names = {"training", "validation", "preprocessing", "per_run"}
+    if config.training.architecture in DRAW_BOXES:
+        names.add("geometry")  # around whose beam boxes are drawn
     # How fast it is done is nobody's business, but `ranks` changes the weights.
     left_out = {"training": {"threads", "timeout_s"}}
     flat = _flatten(config.model_dump(mode="json", include=names, exclude=left_out))
     flat |= {f"runs.{key}": getattr(config.runs, key) for key in ("dataset", "mask", "mask_good")}
     flat["selection.expected_single_fraction"] = config.selection.expected_single_fraction
-    if config.training.initial != "random":
+    if config.training.initial not in ("random", "imagenet"):
         shipped = config.training.initial == "shipped"
         flat["training.initial"] = digest(SHIPPED if shipped else config.training.initial)
     assert config.labels.file is not None
@@ -202,7 +204,7 @@ def _label_settings(members: Sequence[Path], config: Config) -> dict[str, Any]:
     names = {"geometry", "preprocessing", "hits", "sizing", "per_run"}
     flat = _flatten(config.model_dump(mode="json", include=names))
     flat |= {f"runs.{key}": getattr(config.runs, key) for key in ("dataset", "mask", "mask_good")}
-    kept = ("batch_size", "frames_per_shard")
+    kept = ("batch_size", "frames_per_shard", "ensemble")
     flat |= {f"inference.{key}": getattr(config.inference, key) for key in kept}
     device = choose_device(config)
     # The devices of other machines are not here.

@@ -12,7 +12,7 @@ import xarray as xr
 
 from spidask import preprocessing
 from spidask.cluster import Pool, connect, connection_facts, read_cluster
-from spidask.config import Cluster, parse_config
+from spidask.config import Cluster, Selection, parse_config
 from spidask.errors import ClusterError, DataError
 from spidask.inference import classify, classify_runs, enclose_windows
 from spidask.inference import scoring as scoring_module
@@ -24,6 +24,7 @@ from spidask.monitor import watch
 from spidask.networks.device import choose_device, resolve_device
 from spidask.networks.member import load_member, save_member
 from spidask.preprocessing import preprocess
+from spidask.selection import select
 from tests.conftest import Beamtime, write_run
 
 
@@ -75,6 +76,28 @@ def test_only_hits_are_scored_and_sized(beamtime, reference):
 def test_block_size_changes_nothing(beamtime, reference, tmp_path, frames_per_block):
     _, found = label(beamtime, tmp_path, frames_per_block=frames_per_block)
     assert_equal_bits(found, reference)
+
+
+def test_an_early_exit_selects_the_same(beamtime, reference, tmp_path):
+    order = np.nanmedian(reference["scores"].values, axis=0)
+    members = []
+    for number, path in enumerate(beamtime.members):  # half of the hits end at each
+        members.append(tmp_path / path.name)
+        save_member(
+            dataclasses.replace(load_member(path), threshold=float(order[number])), members[-1]
+        )
+    early = dataclasses.replace(beamtime, members=members)
+    _, found = label(early, tmp_path / "out", ensemble="early_exit")
+    everything, scores = reference["scores"].values, found["scores"].values
+    first = everything[:, 0].astype(float) >= order[0]
+    assert 0 < first.sum() < np.isfinite(everything[:, 0]).sum()
+    np.testing.assert_array_equal(scores[:, 0], everything[:, 0])
+    np.testing.assert_array_equal(scores[first, 1], everything[first, 1])
+    assert np.isnan(scores[~first, 1]).all()
+    chosen = [
+        select(labels, order, Selection())["selected"].values for labels in (reference, found)
+    ]
+    np.testing.assert_array_equal(*chosen)
 
 
 def test_shard_size_changes_nothing(beamtime, reference, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 from spidask.errors import DataError
-from spidask.io.labels import drop_unreadable, locate, read_labels
+from spidask.io.labels import BOX, drop_unreadable, locate, read_labels, relative_boxes
 from spidask.io.runs import open_runs
 
 
@@ -50,11 +50,30 @@ def test_event_ids_name_frames_too(tmp_path):
         (["run,index,label", "r1,1.5,single"], "line 2: index '1.5' is no whole number"),
         (["run,index,label", "r1,-1,single"], "line 2: index '-1' is no whole number"),
         (["run,index,label", "", "r1,,single"], "line 3: index '' is no whole number"),
+        ([f"run,index,label,{','.join(BOX)}", "r1,0,single,,,,", "r1,1,single,5,5,,9"],
+         r"line 3: x_min, y_min, x_max, y_max 5, 5, , 9 is no box; give two corners"),
+        ([f"run,index,label,{','.join(BOX)}", "r1,0,single,9,5,5,9"], "line 2: .* is no box"),
     ],
 )  # fmt: skip
 def test_a_broken_table_is_named_with_its_line(tmp_path, lines, message):
     with pytest.raises(DataError, match=message):
         read_labels(write(tmp_path / "l.csv", *lines))
+
+
+def test_boxes_are_read_and_placed_in_the_region(tmp_path):
+    path = write(
+        tmp_path / "l.csv",
+        f"run,index,label,{','.join(BOX)}",
+        "r1,0,single,20,30,40,35",
+        "r1,1,single,,,,",
+    )
+    labels = read_labels(path)
+    assert labels["x_max"][0] == 40
+    # A region of rows 20 to 60 and columns 10 to 90.
+    boxes = relative_boxes(labels, (20, 10), (40, 80))
+    np.testing.assert_allclose(boxes[0], [20 / 80, 12.5 / 40, 20 / 80, 5 / 40])
+    assert np.isnan(boxes[1]).all()
+    assert np.isnan(relative_boxes(labels[["run", "index", "label"]], (20, 10), (40, 80))).all()
 
 
 def test_no_table_at_all(tmp_path):
