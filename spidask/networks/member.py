@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ FloatArray = npt.NDArray[np.float32]
 SINGLE = CLASSES.index("single")
 SHIPPED = Path(__file__).parent / "compact.safetensors"
 """A member trained on simulated patterns of the 2018 experiment, to start from."""
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""What torch's batch norms store beside their parameters."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +244,32 @@ def load_tensors(
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DataError(f"{path} is no spidask tensor file: {error}", path=str(path)) from None
+
+
+def count_parameters(path: str | Path) -> int:
+    """Count a member's parameters from the header of its file.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+        A ``.safetensors`` file.
+
+    Returns
+    -------
+    int
+        Numbers that training adjusts; the running statistics of batch norms are none.
+
+    Raises
+    ------
+    DataError
+        If it is no such file.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = [name for name in file.keys() if not name.endswith(STATISTICS)]  # noqa: SIM118
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} is no file of tensors: {error}", path=str(path)) from None
 
 
 def digest(path: str | Path) -> str:
