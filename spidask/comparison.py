@@ -141,7 +141,7 @@ def compare(
     if paper:
         table = pd.concat([table, _published()]).rename_axis("name")
     table = table.reindex(columns=COMPARED).astype(dict.fromkeys(COUNTS, "Int64"))
-    table[TEXTS] = table[TEXTS].fillna("")
+    table[TEXTS] = table[TEXTS].astype(object).fillna("")
     table.attrs = common.facts
     return table
 
@@ -323,7 +323,9 @@ def _measure_contrasts(first: str | Path, common: _Common) -> list[dict[str, Any
         {
             "contrast": one[:shown].mean() if len(one) else None,
             "fringes": shown if len(one) else None,
-            "note": f"contrast without {lost} selected frames that photons.h5 lacks" * (lost > 0),
+            "note": f"{lost} of the selected frames lack a pattern for the contrast"
+            if lost
+            else "",
         }
         for one, lost in zip(found, n_lost.tolist(), strict=True)
     ]

@@ -254,14 +254,14 @@ def _read_comparison(output: Path) -> Comparison | None:
     columns = [name for name in COMPARISON if table[name].replace("", None).notna().any()]
     cells = [[_cell(name, row[name]) for name in columns] for _, row in table.iterrows()]
     rows = list(zip(map(str, table.index), cells, table["note"], strict=True))
-    n_measured = int((table["source"] == "measured").sum())
+    measured = (table["source"] == "measured").tolist()
     return Comparison(
         made=f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}",
         n_frames=int(table["frames"].iloc[0]),
         n_fringes=int(table["fringes"].max()) if table["fringes"].notna().any() else 0,
         columns=[COMPARISON[name] for name in columns],
-        measured=rows[:n_measured],
-        published=rows[n_measured:],
+        measured=[row for row, ours in zip(rows, measured, strict=True) if ours],
+        published=[row for row, ours in zip(rows, measured, strict=True) if not ours],
     )
 
 
