@@ -49,18 +49,18 @@ MEANINGS = {
 }
 
 COMPARISON = {
-    "manual": "single hits by the labels",
+    "manual": "single hits",
     "selected": "selected",
     "intersection": "in both",
-    "iou": "intersection over union",
+    "iou": "IoU",
     "accuracy": "accuracy",
     "precision": "precision",
     "recall": "recall",
     "f1": "F1",
     "average_precision": "average precision",
     "contrast": "contrast",
-    "iou_with_first": "intersection over union with the first",
-    "patterns_per_second": "patterns a second",
+    "iou_with_first": "IoU with the first",
+    "patterns_per_second": "patterns/s",
     "n_parameters": "parameters",
     "device": "device",
 }
