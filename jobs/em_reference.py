@@ -25,6 +25,7 @@ import pandas as pd
 
 from spidask.baselines import em
 from spidask.cluster import connect
+from spidask.comparison import compare
 from spidask.config import Config
 from spidask.errors import DataError, SpidaskError
 from spidask.frames.polar import PolarGrid, polar_grid, to_polar
@@ -32,7 +33,6 @@ from spidask.io import dragonfly, emc
 from spidask.io.labels import read_labels
 from spidask.io.manifest import read_config
 from spidask.io.tables import read_selection_csv
-from spidask.metrics import compare
 from spidask.records import hold, write_json
 
 N_RINGS, N_ANGLES = 40, 72
@@ -162,7 +162,7 @@ def run(options: argparse.Namespace) -> None:
     counts.assign(selected=counts.index.isin(chosen)).to_csv(folder / "classes.csv")
     draw_classes(best.model, counts, chosen, folder / "classes.png")
     write_selection(output, hits, chances[:, chosen].sum(1), chosen, config)
-    told = compare(output, folder, options.truth or config.labels.truth)
+    told = compare(output, folder, truth=options.truth or config.labels.truth)
     print(counts.assign(selected=counts.index.isin(chosen)).to_string())
     print(told.T.to_string(float_format=lambda value: f"{value:.4g}", na_rep=""))
 

@@ -22,11 +22,11 @@ from pathlib import Path
 import pandas as pd
 
 from spidask import pipeline
+from spidask.comparison import judge_selections
 from spidask.config import Config, load_config
 from spidask.errors import ConfigError, SpidaskError
 from spidask.io.files import natural_key
 from spidask.io.zarr import is_zarr
-from spidask.metrics import compare
 
 
 def find_ensemble(place: str) -> list[str]:
@@ -77,10 +77,14 @@ def reprocess(configs: dict[str, Config]) -> pd.DataFrame:
         counts = pipeline.run(config, "select")["counts"]["select"]
         rows.append(pd.Series({k: v for k, v in counts.items() if k != "runs"}, name=name))
     for (a, one), (b, other) in combinations(configs.items(), 2):
-        table = compare(one.output, other.output, one.labels.truth)
-        logging.info("%s and %s:\n%s", a, b, table.T.to_string(na_rep=""))
-        shared = {name: table[name].iloc[0] for name in ("in_both", "iou_of_both")}
+        both = judge_selections(one.output, other.output).iloc[1]
+        shared = {"in_both": both["in_first"], "iou_of_both": both["iou_with_first"]}
         rows.append(pd.Series(shared, name=f"{a} and {b}"))
+    first = next(iter(configs.values()))
+    if first.labels.truth:
+        outputs = [config.output for config in configs.values()]
+        table = judge_selections(*outputs, truth=first.labels.truth)
+        logging.info("against %s:\n%s", first.labels.truth, table.T.to_string(na_rep=""))
     return pd.DataFrame(rows)
 
 

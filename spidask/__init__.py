@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spidask.checks import check as check
     from spidask.cluster import connect as connect
+    from spidask.comparison import compare as compare
     from spidask.config import load_config as load_config
     from spidask.handoff import export as export
     from spidask.inference import classify as classify
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from spidask.io.labels import read_labels as read_labels
     from spidask.io.runs import open_runs as open_runs
     from spidask.io.store import gather_labels as gather_labels
-    from spidask.metrics import compare as compare
     from spidask.pipeline import run as run
     from spidask.preprocessing import measure_sizes as measure_sizes
     from spidask.preprocessing import preprocess as preprocess
@@ -29,7 +29,7 @@ _ROOMS = {
     "check": "checks",
     "classify": "inference",
     "classify_runs": "inference",
-    "compare": "metrics",
+    "compare": "comparison",
     "connect": "cluster",
     "export": "handoff",
     "gather_labels": "io.store",

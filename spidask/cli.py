@@ -6,12 +6,13 @@ import logging
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
+import pandas as pd
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -19,10 +20,11 @@ from rich.progress import Progress
 
 from spidask import checks, pipeline
 from spidask.centre import find_centre
+from spidask.comparison import compare as compare_selections
 from spidask.config import Config, load_config, parse_config, read_settings, schema_json
 from spidask.errors import SpidaskError
 from spidask.inference import Shard
-from spidask.metrics import compare as compare_selections
+from spidask.io.tables import write_comparison_csv
 from spidask.planning import make_plan
 from spidask.status import measure_status
 
@@ -152,14 +154,30 @@ def report(out: Output) -> None:
 
 @command
 def compare(
-    a: Annotated[Path, typer.Argument(help="Output folder or selection.csv.", metavar="A")],
-    b: Annotated[Path, typer.Argument(help="Output folder or selection.csv.", metavar="B")],
+    out: Annotated[
+        list[Path],
+        typer.Argument(help="Output folders, or selection.csv of them.", metavar="OUT [OTHER ...]"),
+    ],
     truth: Annotated[str | None, typer.Option(help="CSV of run,index,label, or a glob.")] = None,
+    within: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="Judge frames of such a diameter alone, nm."),
+    ] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="Show the published rows too.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="File to write the table to.")] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Write OUT/comparison.csv, for `spidask report`.")
+    ] = False,
 ) -> None:
-    """Compare two selections with each other, and with the truth."""
-    table = compare_selections(a, b, truth)
-    print(table.T.to_string(float_format=lambda value: f"{value:.4g}", na_rep=""))
-    print("; ".join(f"{str(key).replace('_', ' ')}: {value}" for key, value in table.attrs.items()))
+    """Compare selections with the truth and with each other, on the same frames."""
+    table = compare_selections(*out, truth=truth, within=within, paper=paper)
+    _print_comparison(table)
+    files = [csv] if csv else []
+    if save:
+        files.append((out[0] if out[0].is_dir() else out[0].parent) / "comparison.csv")
+    for file in files:
+        write_comparison_csv(table, file)
+        print(file)
 
 
 @command
@@ -263,3 +281,50 @@ def _print_counts(config: Config, manifest: dict[str, Any]) -> None:
     report_file = Path(config.output) / "report.html"
     if report_file.exists():
         print(report_file)
+
+
+HEADS = {
+    "selected": "selected",
+    "intersection": "in manual",
+    "iou": "IoU",
+    "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "average_precision": "av. prec.",
+    "contrast": "contrast",
+    "iou_with_first": "IoU 1st",
+    "patterns_per_second": "patterns/s",
+    "n_parameters": "parameters",
+    "device": "device",
+}
+"""Columns of a comparison that a terminal shows, those without any number left out."""
+
+
+def _print_comparison(table: pd.DataFrame) -> None:
+    measured = table["source"] == "measured"
+    first = table.iloc[0]
+    manual = "" if pd.isna(first["manual"]) else f", {first['manual']} of them single hits"
+    print(f"{first['frames']} frames{manual}; {_in_words(table.attrs)}")
+    cells = table[list(HEADS)].rename(columns=HEADS).map(_in_cell)
+    cells = cells.loc[:, (cells != "").any()]
+    head, *lines = cells.rename_axis(None).to_string().splitlines()
+    print(head)
+    for line, is_measured, before in zip(lines, measured, [True, *measured], strict=False):
+        if before and not is_measured:
+            print("published by Ignatenko et al. 2021, on other frames; F1 from their counts:")
+        print(line)
+    if table["fringes"].notna().any():
+        print(f"contrast: of the innermost fringes, {table['fringes'].max()} of them")
+    for note, rows in table[table["note"] != ""].groupby("note", sort=False):
+        print(f"{', '.join(map(str, rows.index))}: {note}")
+
+
+def _in_cell(value: Any) -> str:
+    if isinstance(value, float) and not pd.isna(value):
+        return f"{value:.3f}" if value <= 1 else f"{value:.4g}"
+    return "" if pd.isna(value) else str(value)
+
+
+def _in_words(facts: Mapping[Any, int]) -> str:
+    return "; ".join(f"{str(key).replace('_', ' ')}: {value}" for key, value in facts.items())

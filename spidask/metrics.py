@@ -7,7 +7,6 @@ Metrics of sets: Ignatenko et al. 2021, Mach. Learn.: Sci. Technol. 2, 025014 (a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,7 @@ import pandas as pd
 import scipy.stats
 
 from spidask.errors import DataError
-from spidask.io.labels import read_labels
-from spidask.io.tables import frame_table, is_in, read_selection_csv, read_trained_frames
+from spidask.io.tables import is_in
 
 Floats = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
@@ -303,84 +301,6 @@ def best_threshold(
     best = int(np.argmax(f1))
     below = at[best + 1] if best + 1 < len(at) else at[best]
     return float(at[best] + below) / 2, float(f1[best])
-
-
-def compare(a: str | Path, b: str | Path, truth: str | Path | None = None) -> pd.DataFrame:
-    """Compare two selections with each other and with the truth.
-
-    Parameters
-    ----------
-    a : str or pathlib.Path
-        Output folder or its ``selection.csv``.
-    b : str or pathlib.Path
-        The same of another selection.
-    truth : str or pathlib.Path, optional
-        Labels of frames, a CSV of ``run,index,label`` or a glob of several.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row for each selection: ``selected``, ``in_both`` and ``iou_of_both``. With truth, the
-        metrics of `judge` and ``average_precision`` (NaN without any single hit) besides, and a
-        row "reject everything". Its ``attrs`` tell ``frames_trained_on``, left out everywhere,
-        and ``truth_left_out``, labels of frames that one of the selections lacks or that were
-        trained on.
-
-    Raises
-    ------
-    DataError
-        If a file is missing or not what it should be, or no frame of the truth is left.
-
-    Notes
-    -----
-    Both selections are judged on the same frames: those of the truth that both of them
-    classified and that no member of either was trained on.
-    """
-    paths = [str(a), str(b)]
-    trained = pd.concat([frame_table(read_trained_frames(p)) for p in paths]).drop_duplicates()
-    tables = [read_selection_csv(path) for path in paths]
-    tables = [table[~is_in(table, trained)] for table in tables]
-    chosen = [table[table["selected"]] for table in tables]
-    common = int(is_in(*chosen).sum())
-    rows = [{"selected": len(c), "in_both": common, "iou_of_both": iou(*chosen)} for c in chosen]
-    left_out = 0
-    if truth is not None:
-        labels = _by_run(read_labels(truth), truth)
-        judged = labels[is_in(labels, tables[0]) & is_in(labels, tables[1])]
-        left_out = len(labels) - len(judged)
-        if judged.empty:
-            text = f"none of its {left_out} frames was classified and kept out of training"
-            raise DataError(f"{truth}: {text}; label others", truth_left_out=left_out)
-        rows = [row | _against(table, judged) for row, table in zip(rows, tables, strict=True)]
-        rows.append(_rejecting_all(judged))
-        paths.append("reject everything")
-    out = pd.DataFrame(rows, index=pd.Index(paths, name="selection"))
-    out.attrs = {"frames_trained_on": len(trained), "truth_left_out": left_out}
-    return out
-
-
-def _against(table: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
-    table = table[is_in(table, truth)].assign(run=lambda t: t["run"].astype(str))
-    joined = truth.merge(table, on=["run", "index"])
-    single = (joined["label"] == "single").to_numpy()
-    scores = joined["score"].to_numpy()
-    metrics = judge(joined["selected"].to_numpy(), single)
-    average = average_precision(scores, single) if single.any() else float("nan")
-    return metrics | {"average_precision": average}
-
-
-def _rejecting_all(truth: pd.DataFrame) -> dict[str, float]:
-    single = (truth["label"] == "single").to_numpy()
-    metrics = judge(np.zeros(len(single), bool), single)
-    # Without any ranking, precision is the share of single hits at every recall.
-    return metrics | {"in_both": 0, "average_precision": float(single.mean()) or float("nan")}
-
-
-def _by_run(labels: pd.DataFrame, source: str | Path) -> pd.DataFrame:
-    if "run" in labels.columns:
-        return labels
-    named = ", ".join(labels.columns[:-1])
-    raise DataError(f"{source}: names frames by {named}; selections are compared by run,index")
 
 
 def _aligned(

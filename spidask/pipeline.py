@@ -15,6 +15,7 @@ import xarray as xr
 from distributed import Client
 
 from spidask.cluster import connect, is_driver
+from spidask.comparison import judge_selections
 from spidask.config import Config
 from spidask.ensemble import find_members, take_members, train_members
 from spidask.errors import ClusterError, ConfigError, DataError, SpidaskError, StoreError
@@ -26,7 +27,6 @@ from spidask.io.manifest import note, read_config
 from spidask.io.runs import open_runs
 from spidask.io.store import gather_labels
 from spidask.io.tables import read_trained_frames, write_selection_csv
-from spidask.metrics import compare
 from spidask.monitor import report_performance, tell, watch
 from spidask.networks.device import choose_device
 from spidask.networks.member import load_member
@@ -179,7 +179,7 @@ def _do_stages(
 
 
 def select_again(output: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Select and hand off anew from stored labels; the report of before is removed.
+    """Select and hand off anew from stored labels; report and comparison of before are removed.
 
     Parameters
     ----------
@@ -209,8 +209,9 @@ def select_again(output: str | Path, overrides: Sequence[str] = ()) -> dict[str,
         exported = export(selection, frames, config, output)
         # Not before here: where the export is refused, the selection of before stands.
         facts = {**_tabulate(selection, config), "export": exported}
-        # It tells of the selection before; `spidask report` writes one of this.
-        (Path(output) / "report.html").unlink(missing_ok=True)
+        # They tell of the selection before; `spidask compare` and `report` write those of this.
+        for name in ("report.html", "comparison.csv"):
+            (Path(output) / name).unlink(missing_ok=True)
         return note(config, facts)
 
 
@@ -343,14 +344,13 @@ def _count_read(frames: xr.Dataset) -> dict[str, Any]:
 
 
 def _judge(config: Config) -> dict[str, Any]:
-    output = Path(config.output)
     try:
-        table = compare(output, output, config.labels.truth).iloc[[0, -1]]
+        table = judge_selections(config.output, truth=config.labels.truth)
     except DataError as error:
         # A truth that cannot serve must not cost the selection and the report.
         log.warning("no metrics: %s", error)
         return {}
-    table.index = table.index.where(table.index != str(output), "selection")
+    table = table.set_axis(["selection", "reject everything"])
     metrics: dict[str, Any] = json.loads(table.to_json(orient="index"))
     log.info("against %s: %s", config.labels.truth, _in_words(metrics["selection"]))
     return metrics

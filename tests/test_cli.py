@@ -2,6 +2,7 @@
 
 import errno
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -52,3 +53,43 @@ def test_trouble_of_the_system(monkeypatch, error, text):
     monkeypatch.setattr("spidask.cli.measure_status", raise_it)
     told = "; check paths, permissions and free space, then run the command again"
     assert fail("status", "out") == f"error: {text}{told}"
+
+
+def write_selection(folder, *selected):
+    folder.mkdir(parents=True)
+    rows = [f"r1,{i},{int(i in selected)},,{i / 10},{50 + 10 * i}" for i in range(4)]
+    header = "run,index,selected,reason,score,diameter_nm"
+    (folder / "selection.csv").write_text("\n".join([header, *rows]) + "\n")
+    return folder
+
+
+def test_compare_prints_and_writes_one_table(tmp_path):
+    out = write_selection(tmp_path / "out", 1, 2)
+    em = write_selection(out / "em", 2, 3)
+    truth = tmp_path / "truth.csv"
+    truth.write_text("run,index,label\nr1,1,multiple\nr1,2,single\nr1,3,single\n")
+    words = ["compare", out, em, "--truth", truth, "--within", 55, 75, "--paper", "--save"]
+    words += ["--csv", tmp_path / "table.csv"]
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[0].startswith("2 frames, 1 of them single hits; ")
+    assert lines[1].split()[:2] == ["selected", "in"]
+    # Of 60 and 70 nm, the second is a single hit: 2 and 1 are selected.
+    assert " ".join(lines[2].split()) == f"{out} 2 1 0.500 0.500 0.500 1.000 0.667 1.000 1.000"
+    assert " ".join(lines[3].split()) == f"{em} 1 1 1.000 1.000 1.000 1.000 1.000 1.000 0.500"
+    assert lines[4].startswith("reject everything")
+    assert lines[5].startswith("published by Ignatenko et al. 2021, on other frames")
+    assert lines[6].split()[:5] == ["YOLOv2", "colour", "linear", "1185", "597"]
+    assert "device" not in lines[1]
+    written = pd.read_csv(out / "comparison.csv")
+    assert written["name"].tolist()[:3] == [str(out), str(em), "reject everything"]
+    pd.testing.assert_frame_equal(written, pd.read_csv(tmp_path / "table.csv"))
+
+
+def test_compare_what_is_not_there(tmp_path):
+    line = fail("compare", tmp_path / "gone")
+    assert (
+        line
+        == f"error: {tmp_path}/gone: no such selection; give an output folder or its selection.csv"
+    )

@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +9,6 @@ from spidask.metrics import (
     average_precision,
     average_precision_interval,
     best_threshold,
-    compare,
     iou,
     judge,
     precision_recall,
@@ -157,81 +154,3 @@ def test_missed_single_hits_count_against_f1():
     assert (threshold, f1) == pytest.approx((0.5, 2 / 3))
     with pytest.raises(DataError, match="no frame has a score"):
         best_threshold(np.array([np.nan]), np.array([True]))
-
-
-def write_selection(folder, rows, trained=None):
-    (folder / "members").mkdir(parents=True)
-    lines = [f"{run},{i},{s},{r},{score},70.0" for run, i, s, r, score in rows]
-    header = "run,index,selected,reason,score,diameter_nm"
-    (folder / "selection.csv").write_text("\n".join([header, *lines]) + "\n")
-    if trained:
-        (folder / "members" / "training.json").write_text(json.dumps({"frames": trained}))
-    return folder
-
-
-@pytest.fixture
-def two_selections(tmp_path):
-    a = [
-        ("r1", 0, 1, "", 0.4),
-        ("r1", 1, 1, "", 0.3),
-        ("r1", 2, 0, "not_single", -0.1),
-        ("r2", 0, 0, "miss", ""),
-        ("r2", 1, 1, "", 0.2),
-    ]
-    b = [
-        ("r1", 0, 1, "", 0.1),
-        ("r1", 1, 0, "not_single", -0.2),
-        ("r1", 2, 0, "not_single", -0.1),
-        ("r2", 0, 0, "miss", ""),
-        ("r2", 1, 1, "", 0.2),
-    ]
-    return (
-        write_selection(tmp_path / "a", a, trained={"r2": [1]}),
-        write_selection(tmp_path / "b", b[::-1]),
-    )
-
-
-def test_two_selections_without_the_frames_of_training(two_selections):
-    table = compare(*two_selections)
-    assert table["selected"].tolist() == [2, 1]
-    assert table["in_both"].tolist() == [1, 1]
-    assert table["iou_of_both"].tolist() == [0.5, 0.5]
-    assert table.attrs == {"frames_trained_on": 1, "truth_left_out": 0}
-
-
-def test_two_selections_on_one_truth(two_selections, tmp_path):
-    truth = tmp_path / "truth.csv"
-    rows = ["r1,0,single", "r1,1,multiple", "r1,2,background", "r2,0,single", "r2,1,single"]
-    truth.write_text("run,index,label\n" + "\n".join([*rows, "r9,0,single"]) + "\n")
-    table = compare(*two_selections, truth)
-    # r2,1 was trained on by a, r9 was never classified: four frames, two of them single hits.
-    assert table.attrs == {"frames_trained_on": 1, "truth_left_out": 2}
-    assert table["frames"].tolist() == [4, 4, 4]
-    assert table["precision"].tolist()[:2] == [0.5, 1.0]
-    assert table["recall"].tolist() == [0.5, 0.5, 0.0]
-    assert table["accuracy"].tolist() == [0.5, 0.75, 0.5]
-    # The missed single hit has no score and ranks last: 1/2 * 1 + 1/2 * 2/4.
-    assert table["average_precision"].tolist() == [0.75, 0.75, 0.5]
-    assert table.index.tolist()[2] == "reject everything"
-
-
-def test_a_truth_without_single_hits_has_no_average_precision(two_selections, tmp_path):
-    (tmp_path / "truth.csv").write_text("run,index,label\nr1,0,multiple\nr1,2,background\n")
-    table = compare(*two_selections, tmp_path / "truth.csv")
-    assert table["average_precision"].isna().all()
-    assert table["accuracy"].tolist() == [0.5, 0.5, 1.0]
-    assert table["precision"].tolist()[:2] == [0.0, 0.0]
-    assert table["recall"].isna().all()
-
-
-def test_a_truth_of_other_frames_is_refused(two_selections, tmp_path):
-    (tmp_path / "truth.csv").write_text("run,index,label\nr2,1,single\nr9,0,single\n")
-    with pytest.raises(DataError, match="none of its 2 frames was classified") as caught:
-        compare(*two_selections, tmp_path / "truth.csv")
-    assert caught.value.truth_left_out == 2
-
-
-def test_truth_by_event_ids_cannot_be_compared(two_selections, tmp_path):
-    (tmp_path / "truth.csv").write_text("timestamp,label\n5,single\n")
-    with pytest.raises(DataError, match="names frames by timestamp"):
-        compare(*two_selections, tmp_path / "truth.csv")

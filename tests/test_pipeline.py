@@ -158,9 +158,11 @@ def test_a_refused_run_leaves_the_manifest_alone(copied):
 
 def test_select_again_judges_the_new_selection_and_drops_the_old_report(copied):
     output = Path(copied.output)
+    (output / "comparison.csv").write_text("of the old selection")
     manifest = pipeline.select_again(output, ["selection.size_window_nm=[1, 2]"])
     assert manifest["counts"]["metrics"]["selection"]["selected"] == 0
     assert not (output / "report.html").exists()
+    assert not (output / "comparison.csv").exists()
 
 
 def test_a_setting_that_went_is_a_change(beamtime, tmp_path):

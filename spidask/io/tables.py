@@ -19,6 +19,29 @@ from spidask.errors import DataError
 from spidask.schema import REASONS, validate
 
 COLUMNS = ["run", "index", "selected", "reason", "score", "diameter_nm"]
+TEXTS = ["source", "device", "note"]
+COMPARED = [
+    "source",
+    "frames",
+    "manual",
+    "selected",
+    "intersection",
+    "iou",
+    "accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "average_precision",
+    "contrast",
+    "fringes",
+    "in_first",
+    "iou_with_first",
+    "patterns_per_second",
+    "n_parameters",
+    "device",
+    "note",
+]
+"""Columns of a comparison; see `comparison.compare`."""
 
 
 def write_selection_csv(selection: xr.Dataset, path: str | Path) -> None:
@@ -135,6 +158,53 @@ def read_trained_frames(source: str | Path) -> dict[str, list[int]]:
         ) from None
 
 
+def write_comparison_csv(comparison: pd.DataFrame, path: str | Path) -> None:
+    """Write a comparison of selections as text.
+
+    Parameters
+    ----------
+    comparison : pandas.DataFrame
+        What `comparison.compare` gives.
+    path : str or pathlib.Path
+        File to write; it appears when it is complete.
+    """
+    part = Path(f"{path}.part")
+    comparison.to_csv(part)
+    os.replace(part, path)
+
+
+def read_comparison_csv(path: str | Path) -> pd.DataFrame:
+    """Read a comparison of selections that was written as text.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+        A file of `write_comparison_csv`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The rows; texts that are not there are empty, numbers NaN.
+
+    Raises
+    ------
+    DataError
+        If it is no such file; names a column that it lacks.
+    """
+    try:
+        table = pd.read_csv(path, index_col="name", dtype=dict.fromkeys(TEXTS, str))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: is no comparison: {' '.join(str(error).split())}") from None
+    for name in COMPARED:
+        if name not in table:
+            raise DataError(
+                f"{path}: is no comparison, it has no column '{name}'; write it with "
+                "`spidask compare ... --save`",
+                path=str(path),
+            )
+    return table.fillna(dict.fromkeys(TEXTS, ""))
+
+
 def frame_table(frames: Mapping[str, Sequence[int]]) -> pd.DataFrame:
     """Turn positions by run into a table of frames.
 
@@ -180,14 +250,41 @@ def is_in(frames: pd.DataFrame, others: pd.DataFrame) -> npt.NDArray[np.bool_]:
     >>> is_in(a, b).tolist()
     [False, True, True]
     """
-    runs = pd.Index(others["run"].astype(str).unique())
-    wanted = runs.get_indexer(others["run"].astype(str)), others["index"].to_numpy(np.int64)
-    # One number for each frame; runs that the other set lacks get -1 and match nothing.
-    code = _codes(frames["run"], runs)
-    index = frames["index"].to_numpy(np.int64)
-    span = int(wanted[1].max(initial=0)) + 1
-    possible = (code >= 0) & (index < span)
-    return possible & np.isin(code * span + index, wanted[0] * span + wanted[1])
+    return find_rows(frames, others) >= 0
+
+
+def find_rows(frames: pd.DataFrame, table: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """Find where the frames of one table stand in another.
+
+    Parameters
+    ----------
+    frames : pandas.DataFrame
+        Columns run and index.
+    table : pandas.DataFrame
+        Columns run and index, no frame twice.
+
+    Returns
+    -------
+    numpy.ndarray
+        Row of `table` for each row of `frames`, -1 where it has none, shape (row,), int64.
+
+    Examples
+    --------
+    >>> a = pd.DataFrame({"run": ["r1", "r1", "r2"], "index": [0, 1, 0]})
+    >>> b = pd.DataFrame({"run": ["r2", "r1"], "index": [0, 1]})
+    >>> find_rows(a, b).tolist()
+    [-1, 1, 0]
+    """
+    runs = pd.Index(table["run"].unique().astype(str))
+    # One number for each frame; runs that the table lacks get -1 and match nothing.
+    code, known = _codes(frames["run"], runs), _codes(table["run"], runs)
+    index, span = frames["index"].to_numpy(np.int64), int(table["index"].max() if len(table) else 0)
+    wanted = np.where((code >= 0) & (index <= span), code * (span + 1) + index, -1)
+    keys = known * (span + 1) + table["index"].to_numpy(np.int64)
+    order = np.argsort(keys, kind="stable")
+    place = np.searchsorted(keys, wanted, sorter=order)
+    rows = np.append(order, -1)[place]
+    return np.where(np.append(keys, -1)[rows] == wanted, rows, -1)
 
 
 def _codes(column: pd.Series[Any], runs: pd.Index[Any]) -> npt.NDArray[np.int64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from spidask.errors import DataError
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""What torch's batch norms store beside their parameters."""
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: str | Path, metadata: Any) -> None:
@@ -70,3 +74,29 @@ def load_tensors(
             return {name: file.get_tensor(name) for name in names}, metadata
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DataError(f"{path} is no spidask tensor file: {error}", path=str(path)) from None
+
+
+def count_parameters(path: str | Path) -> int:
+    """Count a member's parameters from the header of its file.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+        A ``.safetensors`` file.
+
+    Returns
+    -------
+    int
+        Numbers that training adjusts; the running statistics of batch norms are none.
+
+    Raises
+    ------
+    DataError
+        If it is no such file.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = [name for name in file.keys() if not name.endswith(STATISTICS)]  # noqa: SIM118
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} is no file of tensors: {error}", path=str(path)) from None

@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ import yaml
 
 from spidask.config import Config
 from spidask.io.files import natural_key
+from spidask.io.tables import read_comparison_csv
 from spidask.networks.member import Member, load_member
 from spidask.reporting import figures
 from spidask.reporting.facts import estimate_purity, make_funnel, match_truth, measure_quality
@@ -46,6 +48,24 @@ MEANINGS = {
     "size": "outside the size window",
 }
 
+COMPARISON = {
+    "manual": "single hits",
+    "selected": "selected",
+    "intersection": "in both",
+    "iou": "IoU",
+    "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "average_precision": "average precision",
+    "contrast": "contrast",
+    "iou_with_first": "IoU with the first",
+    "patterns_per_second": "patterns/s",
+    "n_parameters": "parameters",
+    "device": "device",
+}
+"""Columns of the comparison and their heads."""
+
 
 @dataclass(frozen=True)
 class Thumbnail:
@@ -66,6 +86,32 @@ class Thumbnail:
     caption: list[str]
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What ``comparison.csv`` holds, as it is shown.
+
+    Attributes
+    ----------
+    made : str
+        When it was written.
+    n_frames : int
+        Frames on which the measured rows are compared.
+    n_fringes : int
+        Fringes behind the contrast; 0 where there is none.
+    columns : list of str
+        Heads of the columns that hold anything.
+    measured, published : list of tuple
+        Name, cells and note of each row.
+    """
+
+    made: str
+    n_frames: int
+    n_fringes: int
+    columns: list[str]
+    measured: list[tuple[str, list[str], str]]
+    published: list[tuple[str, list[str], str]]
+
+
 def write_report(selection: xr.Dataset, frames: xr.Dataset, config: Config, output: Path) -> Path:
     """Write ``report.html``: what became of the frames, and how good the selection is.
 
@@ -78,8 +124,8 @@ def write_report(selection: xr.Dataset, frames: xr.Dataset, config: Config, outp
     config : Config
         The settings that made the selection; `labels.truth` is read here.
     output : pathlib.Path
-        Output folder. Its ``members/``, ``metrics.csv`` and ``manifest.json`` are shown if they
-        are there.
+        Output folder. Its ``members/``, ``metrics.csv``, ``comparison.csv`` and
+        ``manifest.json`` are shown if they are there.
 
     Returns
     -------
@@ -107,6 +153,7 @@ def write_report(selection: xr.Dataset, frames: xr.Dataset, config: Config, outp
         **_show_patterns(selection, frames, config),
         **_draw(selection, counts, config, output),
         **_describe(config, output),
+        "comparison": _read_comparison(output),
     }
     path = output / "report.html"
     part = path.with_name("report.html.part")
@@ -197,6 +244,34 @@ def _load_members(config: Config, output: Path) -> list[Member]:
         map(str, (output / "members").glob("*.safetensors")), key=natural_key
     )
     return [load_member(path) for path in paths]
+
+
+def _read_comparison(output: Path) -> Comparison | None:
+    path = output / "comparison.csv"
+    if not path.exists():
+        return None
+    table = read_comparison_csv(path)
+    columns = [name for name in COMPARISON if table[name].replace("", None).notna().any()]
+    cells = [[_cell(name, row[name]) for name in columns] for _, row in table.iterrows()]
+    rows = list(zip(map(str, table.index), cells, table["note"], strict=True))
+    measured = (table["source"] == "measured").tolist()
+    return Comparison(
+        made=f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}",
+        n_frames=int(table["frames"].iloc[0]),
+        n_fringes=int(table["fringes"].max()) if table["fringes"].notna().any() else 0,
+        columns=[COMPARISON[name] for name in columns],
+        measured=[row for row, ours in zip(rows, measured, strict=True) if ours],
+        published=[row for row, ours in zip(rows, measured, strict=True) if not ours],
+    )
+
+
+def _cell(column: str, value: Any) -> str:
+    if column == "device":
+        return str(value)
+    if not math.isfinite(value):
+        return NOTHING
+    is_ratio = column not in ("manual", "selected", "intersection", "n_parameters")
+    return _decimals(value) if is_ratio and value <= 1 else _count(value)
 
 
 def _describe(config: Config, output: Path) -> dict[str, Any]:

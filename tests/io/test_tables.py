@@ -8,10 +8,14 @@ import xarray as xr
 
 from spidask.errors import DataError
 from spidask.io.tables import (
+    COMPARED,
+    find_rows,
     frame_table,
     is_in,
+    read_comparison_csv,
     read_selection_csv,
     read_trained_frames,
+    write_comparison_csv,
     write_selection_csv,
 )
 
@@ -92,3 +96,29 @@ def test_membership_needs_run_and_index():
     assert is_in(frames, others[:0]).tolist() == [False] * 5
     assert is_in(frames[:0], others).tolist() == []
     assert isinstance(frame_table({}), pd.DataFrame)
+
+
+def test_rows_are_found_by_run_and_index():
+    table = pd.DataFrame({"run": ["r2", "r1", "r1"], "index": [5, 9, 0]})
+    wanted = [("r1", 0), ("r2", 5), ("r1", 9), ("r2", 9), ("r1", 10**12), ("r3", 5), ("r2", 0)]
+    wanted = pd.DataFrame(wanted, columns=["run", "index"])
+    assert find_rows(wanted, table).tolist() == [2, 0, 1, -1, -1, -1, -1]
+    assert find_rows(wanted.astype({"run": "category"}), table).tolist()[:3] == [2, 0, 1]
+    assert find_rows(wanted, table[:0]).tolist() == [-1] * 7
+    assert find_rows(wanted[:0], table).tolist() == []
+
+
+def test_a_comparison_comes_back(tmp_path):
+    path = tmp_path / "comparison.csv"
+    values = dict.fromkeys(COMPARED, 0.25) | {"source": "measured", "device": "", "note": "a, b"}
+    table = pd.DataFrame([values, values], index=pd.Index(["x", "y"], name="name"))
+    table.loc["y", "contrast"] = np.nan
+    write_comparison_csv(table, path)
+    pd.testing.assert_frame_equal(read_comparison_csv(path), table)
+    assert [one.name for one in tmp_path.iterdir()] == ["comparison.csv"]
+    path.write_text("name,source,frames\nx,measured,3\n")
+    with pytest.raises(DataError, match="has no column 'manual'; write it with"):
+        read_comparison_csv(path)
+    path.write_text("frames\n3\n")
+    with pytest.raises(DataError, match=r"comparison.csv: is no comparison"):
+        read_comparison_csv(path)

@@ -8,7 +8,15 @@ from safetensors.torch import save_file
 from spidask.config import Representation
 from spidask.errors import DataError
 from spidask.networks.compact import Compact
-from spidask.networks.member import SHIPPED, Member, load_member, logits, save_member, score
+from spidask.networks.member import (
+    SHIPPED,
+    Member,
+    count_parameters,
+    load_member,
+    logits,
+    save_member,
+    score,
+)
 
 
 @pytest.fixture
@@ -69,3 +77,12 @@ def test_truncated_member_is_refused(member, tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"m\.safetensors"):
         load_member(path)
+
+
+def test_parameters_are_counted_from_the_file(member, tmp_path):
+    save_member(member, tmp_path / "m.safetensors")
+    expected = sum(parameter.numel() for parameter in member.network.parameters())
+    assert count_parameters(tmp_path / "m.safetensors") == expected
+    (tmp_path / "m.safetensors").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="is no file of tensors"):
+        count_parameters(tmp_path / "m.safetensors")

@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from spidask.comparison import compare
 from spidask.config import Representation, parse_config
 from spidask.errors import DataError
+from spidask.io.tables import write_comparison_csv, write_selection_csv
 from spidask.networks.compact import Compact
 from spidask.networks.member import Member, save_member
 from spidask.reporting import write_report
@@ -160,3 +162,54 @@ def test_names_are_escaped(beamtime):
 def test_a_selection_that_lacks_a_variable(beamtime):
     with pytest.raises(DataError, match="reason"):
         report(beamtime, selection=beamtime.selection.drop_vars("reason"))
+
+
+def compare_with_all(beamtime):
+    """A comparison with a classifier that takes every hit, and with the paper."""
+    write_selection_csv(beamtime.selection, beamtime.output / "selection.csv")
+    other = beamtime.output / "every hit"
+    other.mkdir()
+    everything = beamtime.selection.assign(
+        selected=beamtime.selection["hit"] & beamtime.selection["readable"]
+    )
+    write_selection_csv(everything, other / "selection.csv")
+    row = {"name": "<every> hit", "patterns_per_second": 12345.6, "device": "one core"}
+    (other / "row.json").write_text(json.dumps(row))
+    truth = beamtime.config.labels.truth
+    return compare(beamtime.output, other, truth=truth, paper=True)
+
+
+def test_a_comparison_is_a_section(beamtime):
+    before = words(report(beamtime))
+    assert "Comparison" not in before
+    write_comparison_csv(compare_with_all(beamtime), beamtime.output / "comparison.csv")
+    page = report(beamtime)
+    text = words(page)
+    assert "Purity Comparison Sizes" in text
+    # Without a folder of members nothing counts as trained on: 8 frames of the truth are here.
+    assert "judged on the same 8 frames" in text
+    # 4 single hits; r0001 4 and 5, r0002 4 and 7 are selected, r0001 7 is missed.
+    assert f"{beamtime.output} 4 4 3 0.600 0.750 0.750 0.750 0.750" in text
+    # Every hit is 7 of the 8, all of the single ones.
+    assert "<every> hit 4 7 4 0.571 0.625 0.571 1.000 0.727" in text
+    assert "12 346 one core" in text
+    assert "<every>" not in page
+    assert "reject everything 4 0 0 0.000 0.500 \u2013 0.000 0.000 0.500" in text
+    measured, published = text.split("published by Ignatenko and colleagues")
+    assert "YOLOv2" not in measured
+    assert "YOLOv2 colour linear 995 1 185 597 0.380 0.950 0.500 0.600 0.548" in published
+    assert "EM based: the published counts do not fit 995 single hits" in published
+    # No number of any row: no columns of contrast and parameters.
+    table = re.search(r'<table id="compared">.*?</thead>', page, re.DOTALL).group()
+    assert "contrast" not in table
+    assert "parameters" not in table
+    assert "innermost" not in text
+    for outside in ("http:", "https:", "<script", "<link"):
+        assert outside not in page
+
+
+def test_fringes_of_the_contrast_are_counted(beamtime):
+    table = compare_with_all(beamtime).assign(contrast=0.5)
+    for fringes, told in ((1, "the innermost fringe."), (3, "the 3 innermost fringes.")):
+        write_comparison_csv(table.assign(fringes=fringes), beamtime.output / "comparison.csv")
+        assert f"over {told}" in words(report(beamtime))
