@@ -204,7 +204,7 @@ def _label_settings(members: Sequence[Path], config: Config) -> dict[str, Any]:
     names = {"geometry", "preprocessing", "hits", "sizing", "per_run"}
     flat = _flatten(config.model_dump(mode="json", include=names))
     flat |= {f"runs.{key}": getattr(config.runs, key) for key in ("dataset", "mask", "mask_good")}
-    kept = ("batch_size", "frames_per_shard", "ensemble")
+    kept = ("batch_size", "frames_per_shard", "ensemble", "precision")
     flat |= {f"inference.{key}": getattr(config.inference, key) for key in kept}
     device = choose_device(config)
     # The devices of other machines are not here.

@@ -1,6 +1,6 @@
 """One YAML file a beamtime: its sections, how it is read, and what is refused."""
 
-from spidask.config.base import Section
+from spidask.config.base import Precision, Section
 from spidask.config.beamtime import Config, PerRun
 from spidask.config.cluster import QUEUES, Cluster, Job
 from spidask.config.loading import (
@@ -45,6 +45,7 @@ __all__ = [
     "Labels",
     "Panel",
     "PerRun",
+    "Precision",
     "Preprocessing",
     "Region",
     "Representation",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from spidask.config.base import Count, Positive, Section, Text
+from spidask.config.base import Count, Positive, Precision, Section, Text
 
 
 class Runs(Section):
@@ -139,6 +139,8 @@ class Inference(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
     """Patterns a network sees at once; the last batch is padded."""
+    precision: Precision = "fp32"
+    """In which networks multiply."""
     frames_per_shard: Count = 4096
     """Frames of one task and of one piece of the store."""
     frames_per_block: Annotated[int, Field(ge=0)] = 0

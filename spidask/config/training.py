@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from spidask.config.base import Count, Positive, Section
+from spidask.config.base import Count, Positive, Precision, Section
 
 PictureSize = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
 PICTURES = ("efficientnet", "yolov2", "yolov3")
@@ -73,6 +73,8 @@ class Training(Section):
     """Iterations in which the rate of ``sgd`` rises with the fourth power."""
     steps: tuple[Count, ...] = (40_000, 60_000)
     """Iterations at which the rate of ``sgd`` falls."""
+    precision: Precision = "fp32"
+    """In which the network multiplies; weights and losses stay in single precision."""
     checkpoint_every: Count = 25
     """Iterations between checkpoints, each with its validation F1."""
     ranks: Count = 1

@@ -130,7 +130,8 @@ def score_patterns(patterns: FloatArray, paths: Sequence[str], config: Config) -
     rows = np.arange(len(patterns))
     for column, path in enumerate(paths):
         member = load_current(path, device)
-        found = score(member, patterns[rows], config.inference.batch_size)
+        settings = config.inference
+        found = score(member, patterns[rows], settings.batch_size, settings.precision)
         out[rows, column] = found
         if config.inference.ensemble == "early_exit":
             # In double precision, as the selection compares.

@@ -117,6 +117,24 @@ class Classifier(nn.Module):
         return {"classification": found}
 
 
+def in_single_precision(outputs: Any) -> Any:
+    """Give outputs in float32.
+
+    Parameters
+    ----------
+    outputs : torch.Tensor or list of torch.Tensor
+        Of a network, in any precision.
+
+    Returns
+    -------
+    torch.Tensor or list of torch.Tensor
+        The same.
+    """
+    if isinstance(outputs, torch.Tensor):
+        return outputs.float()
+    return [output.float() for output in outputs]
+
+
 def single_logit(outputs: torch.Tensor) -> torch.Tensor:
     """Log odds of a single hit against all other classes.
 

@@ -6,8 +6,28 @@ import socket
 
 import torch
 
-from spidask.config import Config
+from spidask.config import Config, Precision
 from spidask.errors import ClusterError
+
+
+def in_precision(device: str, precision: Precision) -> torch.autocast:
+    """Have networks multiply in a precision.
+
+    Parameters
+    ----------
+    device : str
+        ``cpu`` or ``cuda``.
+    precision : {"fp32", "bf16"}
+        ``bf16``: convolutions and products of matrices in bfloat16, the rest as before.
+
+    Returns
+    -------
+    torch.autocast
+        A context for the forward pass.
+    """
+    kind = torch.device(device).type
+    # Weights are cast anew each time, for they change under a cache's hands in training.
+    return torch.autocast(kind, torch.bfloat16, precision == "bf16", cache_enabled=False)
 
 
 def choose_device(config: Config) -> str:

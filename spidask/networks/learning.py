@@ -20,7 +20,8 @@ from spidask.errors import DataError, TrainingError
 from spidask.networks.architectures import new_network
 from spidask.networks.augmentation import augment
 from spidask.networks.checkpoints import restore, save_checkpoint, write_row
-from spidask.networks.classifier import SINGLE, Batch, Classifier
+from spidask.networks.classifier import SINGLE, Batch, Classifier, in_single_precision
+from spidask.networks.device import in_precision
 from spidask.networks.member import SHIPPED, load_member, logits
 from spidask.schema import CLASSES
 
@@ -264,7 +265,9 @@ def train_rank(
             for piece in pieces:
                 torch.manual_seed(_mix(seed, iteration, piece))  # dropout: no state to resume
                 batch = _load(draw(iteration, slice(piece * n, (piece + 1) * n)), team.device)
-                outputs = trained(*network.see(batch.patterns, settings.representation))
+                pictures = network.see(batch.patterns, settings.representation)
+                with in_precision(team.device, settings.precision):
+                    outputs = in_single_precision(trained(*pictures))
                 seen = (iteration - 1) * settings.batch_size
                 found = network.losses(outputs, batch, settings.representation, seen)
                 team.beat()
@@ -288,7 +291,13 @@ def train_rank(
                 continue
             if iteration % settings.checkpoint_every == 0 or iteration == settings.iterations:
                 at_once = min(SCORED_AT_ONCE, n)
-                scored = logits(network.eval(), settings.representation, validation, at_once)
+                scored = logits(
+                    network.eval(),
+                    settings.representation,
+                    validation,
+                    at_once,
+                    settings.precision,
+                )
                 network.train()
                 row |= judge(scored)
                 save_checkpoint(folder, network, optimizer, scored, history)

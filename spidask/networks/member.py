@@ -12,10 +12,11 @@ import numpy.typing as npt
 import torch
 from scipy.special import expit
 
-from spidask.config import Representation
+from spidask.config import Precision, Representation
 from spidask.errors import DataError
 from spidask.networks.architectures import rebuild
-from spidask.networks.classifier import Classifier
+from spidask.networks.classifier import Classifier, in_single_precision
+from spidask.networks.device import in_precision
 from spidask.networks.tensors import load_tensors, save_tensors
 
 FloatArray = npt.NDArray[np.float32]
@@ -106,7 +107,9 @@ def load_member(path: str | Path, device: str | torch.device = "cpu") -> Member:
     return Member(network, representation, provenance=metadata["provenance"], **numbers)
 
 
-def score(member: Member, patterns: FloatArray, batch_size: int) -> FloatArray:
+def score(
+    member: Member, patterns: FloatArray, batch_size: int, precision: Precision = "fp32"
+) -> FloatArray:
     """Probability of a single hit for each pattern.
 
     Parameters
@@ -117,13 +120,15 @@ def score(member: Member, patterns: FloatArray, batch_size: int) -> FloatArray:
         Shape (frame, y, x), float32, photons, NaN where missing.
     batch_size : int
         Patterns that the network sees at once; see `logits`.
+    precision : {"fp32", "bf16"}
+        In which the network multiplies.
 
     Returns
     -------
     numpy.ndarray
         Calibrated probabilities, shape (frame,), float32.
     """
-    found = logits(member.network, member.representation, patterns, batch_size)
+    found = logits(member.network, member.representation, patterns, batch_size, precision)
     return expit(member.slope * found + member.intercept).astype(np.float32)
 
 
@@ -132,6 +137,7 @@ def logits(
     representation: Representation,
     patterns: FloatArray,
     batch_size: int,
+    precision: Precision = "fp32",
 ) -> FloatArray:
     """Log odds of a single hit against all other classes.
 
@@ -146,6 +152,8 @@ def logits(
     batch_size : int
         Patterns that the network sees at once; the last batch is padded to it, because the
         last digits of a convolution depend on the size.
+    precision : {"fp32", "bf16"}
+        In which the network multiplies.
 
     Returns
     -------
@@ -160,8 +168,10 @@ def logits(
         batch[: len(part)] = part
         with torch.inference_mode():
             seen = network.see(torch.from_numpy(batch).to(device), representation)
-            found = network.log_odds(network(*seen))
-            out[start : start + len(part)] = found[: len(part)].float().cpu()
+            with in_precision(device.type, precision):
+                outputs = network(*seen)
+            found = network.log_odds(in_single_precision(outputs))
+            out[start : start + len(part)] = found[: len(part)].cpu()
     return out
 
 

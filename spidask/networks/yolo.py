@@ -68,7 +68,8 @@ class Yolo(Classifier):
         tuple of torch.Tensor
             The pictures, shape (frame, channel, y, x).
         """
-        return (render_as(patterns, representation),)
+        pictures = render_as(patterns, representation)
+        return (pictures.contiguous(memory_format=torch.channels_last),)
 
     def forward(self, pictures: torch.Tensor) -> list[torch.Tensor]:
         """Compute what boxes are read from.
