@@ -11,6 +11,7 @@ from spidask.config.loading import (
     schema_json,
 )
 from spidask.config.sections import (
+    EM,
     CommonMode,
     Ensemble,
     Geometry,
@@ -30,6 +31,7 @@ from spidask.config.sections import (
 from spidask.config.simulation import Beam, HitMix, Panel, Sample, Simulation
 
 __all__ = [
+    "EM",
     "QUEUES",
     "Beam",
     "Cluster",
