@@ -168,7 +168,6 @@ def test_a_folder_without_hits(output):
 
 
 @pytest.mark.shared
-@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.exists(), reason="the independent test beamtime is not there")
 def test_the_forest_ranks_the_independent_beamtime(tmp_path, beamtime):
     config = load_config(
