@@ -136,7 +136,8 @@ def adaptive_threshold(
     Examples
     --------
     >>> scores = np.array([0, 0, 0, 0, 4, 0, 5, 0], np.float32)
-    >>> adaptive_threshold(scores, scores, window=8, n_sigma=4.0)[4:7].round(2).tolist()
+    >>> threshold = adaptive_threshold(scores, scores, window=8, n_sigma=4.0)
+    >>> [round(float(value), 2) for value in threshold[4:7]]
     [4.0, 2.97, 4.0]
     """
     out = np.empty(scores.shape, np.float32)
