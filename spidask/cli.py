@@ -6,13 +6,12 @@ import logging
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
-import pandas as pd
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -21,6 +20,7 @@ from rich.progress import Progress
 from spidask import checks, pipeline
 from spidask.centre import find_centre
 from spidask.comparison import compare as compare_selections
+from spidask.comparison import format_comparison
 from spidask.config import Config, load_config, parse_config, read_settings, schema_json
 from spidask.errors import SpidaskError
 from spidask.inference import Shard
@@ -171,7 +171,7 @@ def compare(
 ) -> None:
     """Compare selections with the truth and with each other, on the same frames."""
     table = compare_selections(*out, truth=truth, within=within, paper=paper)
-    _print_comparison(table)
+    print(format_comparison(table))
     files = [csv] if csv else []
     if save:
         files.append((out[0] if out[0].is_dir() else out[0].parent) / "comparison.csv")
@@ -281,50 +281,3 @@ def _print_counts(config: Config, manifest: dict[str, Any]) -> None:
     report_file = Path(config.output) / "report.html"
     if report_file.exists():
         print(report_file)
-
-
-HEADS = {
-    "selected": "selected",
-    "intersection": "in manual",
-    "iou": "IoU",
-    "accuracy": "accuracy",
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "F1",
-    "average_precision": "av. prec.",
-    "contrast": "contrast",
-    "iou_with_first": "IoU 1st",
-    "patterns_per_second": "patterns/s",
-    "n_parameters": "parameters",
-    "device": "device",
-}
-"""Columns of a comparison that a terminal shows, those without any number left out."""
-
-
-def _print_comparison(table: pd.DataFrame) -> None:
-    measured = table["source"] == "measured"
-    first = table.iloc[0]
-    manual = "" if pd.isna(first["manual"]) else f", {first['manual']} of them single hits"
-    print(f"{first['frames']} frames{manual}; {_in_words(table.attrs)}")
-    cells = table[list(HEADS)].rename(columns=HEADS).map(_in_cell)
-    cells = cells.loc[:, (cells != "").any()]
-    head, *lines = cells.rename_axis(None).to_string().splitlines()
-    print(head)
-    for line, is_measured, before in zip(lines, measured, [True, *measured], strict=False):
-        if before and not is_measured:
-            print("published by Ignatenko et al. 2021, on other frames; F1 from their counts:")
-        print(line)
-    if table["fringes"].notna().any():
-        print(f"contrast: of the innermost fringes, {table['fringes'].max()} of them")
-    for note, rows in table[table["note"] != ""].groupby("note", sort=False):
-        print(f"{', '.join(map(str, rows.index))}: {note}")
-
-
-def _in_cell(value: Any) -> str:
-    if isinstance(value, float) and not pd.isna(value):
-        return f"{value:.3f}" if value <= 1 else f"{value:.4g}"
-    return "" if pd.isna(value) else str(value)
-
-
-def _in_words(facts: Mapping[Any, int]) -> str:
-    return "; ".join(f"{str(key).replace('_', ' ')}: {value}" for key, value in facts.items())

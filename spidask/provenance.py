@@ -186,9 +186,9 @@ def refuse_other_labels(before: Config, config: Config) -> None:
     Raises
     ------
     ConfigError
-        If they differ in more than selection and handoff; names the key.
+        If they differ in more than selection, handoff and em; names the key.
     """
-    free = {"selection", "handoff", "labels", "cluster"}
+    free = {"selection", "handoff", "em", "labels", "cluster"}
     old, new = (_flatten(c.model_dump(mode="json", exclude=free)) for c in (before, config))
     fraction = "selection.expected_single_fraction"
     old[fraction] = before.selection.expected_single_fraction

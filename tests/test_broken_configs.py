@@ -112,6 +112,8 @@ BROKEN = {
     "batch too large": (["inference.batch_size=1000000000"], None, "inference.batch_size", "less"),
     "tiny pixels": (["geometry.pixel_size_um=1e-300"], None, "geometry.pixel_size_um", "greater"),
     "sizes of no fit": (["sizing.range_nm=[0.001, 1e6]"], None, "sizing.range_nm", "narrow it"),
+    "class beyond the last": (["em.classes=[2, 10]"], None, "em.classes", "from 0 to 9"),
+    "classes of nothing": (["em.classes=[]"], None, "em.classes", "at least 1"),
     "window a number": (["selection.size_window_nm=60"], None, "selection.size_window_nm", "list"),
     "bin beyond the region": (["handoff.bin=500"], None, "handoff.bin", "lower it"),
     "scale of other weights": (

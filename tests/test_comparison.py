@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from spidask.comparison import NO_F1, PUBLISHED, UNRANKED, compare, judge_selections
+from spidask.comparison import compare, judge_selections
+from spidask.comparison.table import NO_F1, PUBLISHED, UNRANKED
 from spidask.config import Representation
 from spidask.errors import ConfigError, DataError
 from spidask.frames.sizing import sphere_amplitude
@@ -266,7 +267,7 @@ def test_contrast_falls_with_the_spread_of_sizes(with_photons, monkeypatch):
         assert table["contrast"].iloc[place] == pytest.approx((high - low) / (high + low))
     assert table["contrast"].iloc[0] > 0.85 > 0.65 > table["contrast"].iloc[1]
     # Blocks of few patterns change nothing.
-    monkeypatch.setattr("spidask.comparison.PIXELS_PER_BLOCK", 3 * len(q))
+    monkeypatch.setattr("spidask.comparison.table.PIXELS_PER_BLOCK", 3 * len(q))
     pd.testing.assert_frame_equal(compare(out, out / "all", out / "none"), table)
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from spidask import pipeline
-from spidask.config import Config
+from spidask.config import EM, Config
 from spidask.errors import ConfigError, SpidaskError, StoreError
 from spidask.io.store import gather_labels, list_runs
 from spidask.schema import REASONS
@@ -145,6 +145,15 @@ def test_select_again_refuses_what_changes_labels(copied):
     for override in ("hits.n_sigma=3", "selection.expected_single_fraction=0.1"):
         with pytest.raises(ConfigError, match=override.split("=")[0]):
             pipeline.select_again(copied.output, [override])
+
+
+def test_baselines_determine_neither_members_nor_labels(copied):
+    weights = [path.read_bytes() for path in sorted(Path(copied.output).glob("members/*"))]
+    changed = copied.model_copy(update={"em": EM(n_classes=3)})
+    pipeline.run(changed, "select", progress=lambda *_: pytest.fail("a shard was done again"))
+    assert [path.read_bytes() for path in sorted(Path(copied.output).glob("members/*"))] == weights
+    manifest = pipeline.select_again(copied.output, ["em.classes=[0, 2]"])
+    assert manifest["config"]["em"]["classes"] == [0, 2]
 
 
 def test_a_refused_run_leaves_the_manifest_alone(copied):

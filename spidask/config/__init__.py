@@ -11,6 +11,7 @@ from spidask.config.loading import (
     schema_json,
 )
 from spidask.config.sections import (
+    EM,
     CommonMode,
     Geometry,
     Handoff,
@@ -29,6 +30,7 @@ from spidask.config.training import DRAW_BOXES, PICTURES, Ensemble, Representati
 
 __all__ = [
     "DRAW_BOXES",
+    "EM",
     "PICTURES",
     "QUEUES",
     "Beam",

@@ -11,6 +11,7 @@ from spidask.config.base import Section, Text
 from spidask.config.cluster import Cluster
 from spidask.config.explain import explain
 from spidask.config.sections import (
+    EM,
     Geometry,
     Handoff,
     Hits,
@@ -51,6 +52,7 @@ class Config(Section):
     inference: Inference = Inference()
     selection: Selection = Selection()
     handoff: Handoff = Handoff()
+    em: EM = EM()
     cluster: Cluster = Cluster()
     simulation: Simulation | None = None
     per_run: dict[str, PerRun] = Field(default_factory=dict)

@@ -173,3 +173,25 @@ class Handoff(Section):
     """Dragonfly's refinement of the rotation group."""
     bin: Count = 1
     """Pixels summed along each axis into one."""
+
+
+class EM(Section):
+    """How expectation maximization classifies hits, to compare the networks with."""
+
+    n_classes: Annotated[int, Field(ge=1, le=1000)] = 10
+    n_starts: Annotated[int, Field(ge=1, le=1000)] = 5
+    """Random starts, of which the most likely counts."""
+    n_steps: Annotated[int, Field(ge=1, le=10_000)] = 60
+    """The first 28 are less sharp, so that chance decides less."""
+    classes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    """Classes of single hits; nothing: those most of whose labelled hits are single ones."""
+
+    @model_validator(mode="after")
+    def _classes_exist(self) -> EM:
+        for number in self.classes or ():
+            if number >= self.n_classes:
+                raise ValueError(
+                    f"classes: there is no class {number} among {self.n_classes}; give numbers "
+                    f"from 0 to {self.n_classes - 1}"
+                )
+        return self

@@ -107,12 +107,45 @@ def find_hits(
     >>> find_hits(scores, scores, window=8, n_sigma=4.0).tolist()
     [False, False, False, False, False, False, True, False]
     """
-    out = np.zeros(scores.shape, bool)
+    return (scores > adaptive_threshold(scores, lit, window=window, n_sigma=n_sigma)) & (lit > 0)
+
+
+def adaptive_threshold(
+    scores: NDArray[np.float32], lit: NDArray[Any], *, window: int, n_sigma: float
+) -> NDArray[np.float32]:
+    """Compute the hit score that each frame of a run has to exceed.
+
+    Parameters
+    ----------
+    scores : numpy.ndarray
+        Hit scores in the order of the run, shape (frame,), float32; NaN for unreadable frames.
+    lit : numpy.ndarray
+        Lit pixels of the same frames, shape (frame,), any integer or float dtype.
+    window : int
+        Frames in a window.
+    n_sigma : float
+        As for `find_hits`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (frame,), float32; infinity in a window of unreadable frames. Between frames of a
+        window it differs only where the floor of sigma does, one lit pixel scaled to a region
+        without missing pixels; without any lit pixel there is no floor.
+
+    Examples
+    --------
+    >>> scores = np.array([0, 0, 0, 0, 4, 0, 5, 0], np.float32)
+    >>> threshold = adaptive_threshold(scores, scores, window=8, n_sigma=4.0)
+    >>> [round(float(value), 2) for value in threshold[4:7]]
+    [4.0, 2.97, 4.0]
+    """
+    out = np.empty(scores.shape, np.float32)
     for frames in split_windows(len(scores), window):
         level, sigma = _level_and_sigma(scores[frames])
         quantum = scores[frames] / np.maximum(lit[frames], 1)
-        out[frames] = scores[frames] > level + n_sigma * np.maximum(sigma, quantum)
-    return out & (lit > 0)
+        out[frames] = level + n_sigma * np.maximum(sigma, quantum)
+    return out
 
 
 def looks_like_only_hits(

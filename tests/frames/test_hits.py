@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from spidask.frames.hits import (
+    adaptive_threshold,
     align_to_windows,
     count_photons,
     find_hits,
@@ -53,6 +54,20 @@ def test_threshold_is_median_plus_sigmas_of_the_quartiles():
     scores[99:101] = [198, 199]
     hits = find_hits(scores, scores, window=101, n_sigma=4.0)
     assert np.flatnonzero(hits).tolist() == [100]
+
+
+def test_hits_exceed_the_threshold_of_their_window():
+    random = np.random.default_rng(4)
+    scores = random.poisson(20, 300).astype(np.float32)
+    scores[[5, 200]] = [900, np.nan]
+    threshold = adaptive_threshold(scores, scores, window=128, n_sigma=2.0)
+    for window in (slice(0, 128), slice(128, 300)):
+        low, level, high = np.nanpercentile(scores[window], [25, 50, 75])
+        expected = level + 2 * (high - low) / 1.34896
+        np.testing.assert_allclose(threshold[window][np.isfinite(threshold[window])], expected)
+    np.testing.assert_array_equal(
+        find_hits(scores, scores, window=128, n_sigma=2.0), scores > threshold
+    )
 
 
 def test_in_dark_frames_a_hit_has_more_than_four_lit_pixels():

@@ -11,12 +11,12 @@ from spidask.networks.compact import Compact
 from spidask.networks.member import (
     SHIPPED,
     Member,
-    count_parameters,
     load_member,
     logits,
     save_member,
     score,
 )
+from spidask.networks.tensors import count_parameters
 
 
 @pytest.fixture

@@ -1,0 +1,214 @@
+"""Expectation maximization on the hits of an output folder: classes, a picture, a selection."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from spidask.baselines import em
+from spidask.baselines.hits import (
+    Result,
+    are_in_window,
+    find_hits,
+    label_hits,
+    make_grid,
+    read_patterns,
+)
+from spidask.cluster import connect
+from spidask.config import EM, Config
+from spidask.errors import ConfigError, DataError
+from spidask.frames.polar import to_polar
+from spidask.io.labels import read_labels
+
+N_RINGS, N_ANGLES = 40, 72
+log = logging.getLogger(__name__)
+
+
+def list_settings(config: Config) -> dict[str, Any]:
+    """List the settings on which the result depends.
+
+    Parameters
+    ----------
+    config : Config
+        The beamtime.
+
+    Returns
+    -------
+    dict
+        The key's path to its value; the labels stand there as text.
+
+    Raises
+    ------
+    ConfigError
+        If neither labels nor `em.classes` say which classes are selected.
+    """
+    if config.labels.file is None and config.em.classes is None:
+        raise ConfigError(
+            "em.classes: missing, and without labels.file nothing says which classes are single "
+            "hits; give numbers of classes"
+        )
+    labels = read_labels(config.labels.file).to_csv(index=False) if config.labels.file else None
+    em_settings = {f"em.{key}": value for key, value in config.em.model_dump(mode="json").items()}
+    window = {"selection.size_window_nm": list(config.selection.size_window_nm)}
+    return {**em_settings, **window, "labels.file": labels}
+
+
+def classify(output: str | Path, config: Config) -> Result:
+    """Divide the hits of the right size into classes, and select the classes of single hits.
+
+    Parameters
+    ----------
+    output : str or pathlib.Path
+        Output folder of a run that was exported. Its folder ``em`` gets ``classes.csv`` and
+        ``classes.png``, a picture of every class.
+    config : Config
+        Sections `em`, `selection` (the size window), `labels` and `cluster`, whose workers do it.
+
+    Returns
+    -------
+    Result
+        Of the hits of the right size; the score is the probability of the classes selected. The
+        time is that of one step without a new model, on one core.
+
+    Raises
+    ------
+    DataError
+        If there are fewer hits of the right size than classes.
+
+    Notes
+    -----
+    Labels only choose the classes. Source: the EM row of Ignatenko et al. 2021, where people
+    chose them.
+    """
+    settings, hits = config.em, find_hits(output)
+    hits = hits[are_in_window(hits, config)].reset_index(drop=True)
+    if len(hits) < settings.n_classes:
+        raise DataError(
+            f"{len(hits)} hits pass the size window; {settings.n_classes} classes need more"
+        )
+    blocks, seconds = _read_blocks(output, hits, config)
+    best = _fit(blocks, output, config)
+    chance = np.concatenate(best.chances)
+    belongs, label = chance.argmax(1), label_hits(hits, config)
+    counts = count_classes(belongs, label, settings)
+    folder = Path(output) / "em"
+    folder.mkdir(exist_ok=True)
+    counts.to_csv(folder / "classes.csv")
+    draw_classes(best.model, counts, folder / "classes.png")
+    chosen = np.flatnonzero(counts["selected"])
+    if len(chosen) == 0:
+        log.warning(
+            "em: of no class most labelled hits are single ones, so nothing is selected; look at "
+            "%s and set em.classes",
+            folder / "classes.png",
+        )
+    reason = np.where(np.isin(belongs, chosen), "", "not_single")
+    verdicts = hits[["run", "index"]].assign(score=chance[:, chosen].sum(1), reason=reason)
+    return Result(
+        f"expectation maximization, {settings.n_classes} classes",
+        verdicts,
+        hits[label.notna()],
+        best.model.intensity.size + best.model.share.size,
+        len(hits) / (seconds + _time_judging(blocks, best.model)),
+    )
+
+
+def count_classes(
+    belongs: npt.NDArray[np.integer[Any]], label: pd.Series[str], settings: EM
+) -> pd.DataFrame:
+    """Count what is in every class, and choose those of single hits.
+
+    Parameters
+    ----------
+    belongs : numpy.ndarray
+        Class of each hit, shape (hit,), int.
+    label : pandas.Series
+        Name in `schema.CLASSES` for each hit, NaN without a label.
+    settings : EM
+        How many classes there are, and which ones were chosen by hand.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Index class; columns hits, labelled (hits with a label), single (with this one) and
+        selected (by hand, or because most of its labelled hits are single ones).
+
+    Examples
+    --------
+    >>> label = pd.Series(["single", "single", "multiple", "single", "multiple", None])
+    >>> count_classes(np.array([0, 0, 0, 1, 1, 1]), label, EM(n_classes=2)).values.tolist()
+    [[3, 3, 2, True], [3, 2, 1, False]]
+    """
+    counts = pd.DataFrame(
+        {
+            name: np.bincount(belongs[rows], minlength=settings.n_classes)
+            for name, rows in (
+                ("hits", slice(None)),
+                ("labelled", label.notna().to_numpy()),
+                ("single", (label == "single").to_numpy()),
+            )
+        }
+    ).rename_axis("class")
+    if settings.classes is not None:
+        return counts.assign(selected=counts.index.isin(settings.classes))
+    return counts.assign(selected=2 * counts["single"] > counts["labelled"])
+
+
+def draw_classes(model: em.Model, counts: pd.DataFrame, path: Path) -> None:
+    """Draw every class in rings and angles, five in a row.
+
+    Parameters
+    ----------
+    model : em.Model
+        The classes.
+    counts : pandas.DataFrame
+        As of `count_classes`; classes that are selected have a green title.
+    path : pathlib.Path
+        Picture to write.
+    """
+    n_rows = -(-len(counts) // 5)
+    figure = Figure(figsize=(12, 2.8 * n_rows))
+    edges = np.linspace(0, 2 * np.pi, N_ANGLES + 1), np.linspace(0, 1, N_RINGS + 1)
+    for number, row in enumerate(counts.itertuples()):
+        axes = figure.add_subplot(n_rows, 5, number + 1, projection="polar")
+        axes.set_axis_off()
+        axes.pcolormesh(*edges, np.log10(model.intensity[number] + 1e-3), cmap="viridis")
+        colour = "green" if row.selected else "black"
+        axes.set_title(f"class {number}: {row.hits} hits", fontsize=9, color=colour)
+    figure.savefig(path, dpi=100)
+
+
+def _read_blocks(
+    output: str | Path, hits: pd.DataFrame, config: Config
+) -> tuple[list[em.Polar], float]:
+    """Read hits in rings and angles; also the seconds that these took."""
+    grid, blocks, seconds = make_grid(output, config, N_RINGS, N_ANGLES), [], 0.0
+    for patterns in read_patterns(output, hits):
+        start = time.perf_counter()
+        photons, n_pixels = to_polar(patterns, grid)
+        seconds += time.perf_counter() - start
+        blocks.append(em.Polar(photons, n_pixels, np.ones(len(patterns))))
+    return blocks, seconds
+
+
+def _fit(blocks: list[em.Polar], output: str | Path, config: Config) -> em.Fit:
+    settings, fits = config.em, []
+    with connect(config.cluster, output) as client:
+        for seed in range(settings.n_starts):
+            fits.append(em.fit(blocks, settings.n_classes, seed, settings.n_steps, client))
+            log.info("start %d: log likelihood %.8g", seed, fits[-1].log_likelihoods[-1])
+    return max(fits, key=lambda one: one.log_likelihoods[-1])
+
+
+def _time_judging(blocks: list[em.Polar], model: em.Model) -> float:
+    start = time.perf_counter()
+    for block in blocks:
+        em.responsibilities(em.rescale(block, model), model)
+    return time.perf_counter() - start
