@@ -7,8 +7,8 @@
 Rows are trained on `labels.file`, judged on `labels.truth` within `selection.size_window_nm`, and
 kept in folders of their names in `output`; a row that is there is not done again, one that was
 interrupted goes on. Writes table.csv and table.txt there, and the table into the report of the row
-`compact`. With --reduced, YOLO networks have a quarter of the filters, see 128 x 256 pixels and
-train for 660 iterations, so that two cores can do it; their rows say so.
+`compact`. With --reduced, networks train for a part of the iterations, and YOLO networks have a
+quarter of the filters and see 128 x 256 pixels, so that two cores can do it; their rows say so.
 """
 
 from __future__ import annotations
@@ -151,11 +151,12 @@ random numbers."""
 def config_of(options: argparse.Namespace, key: str) -> Config:
     """The config of a row: the beamtime's with the row's settings and a folder of its own."""
     base, row = load_config(options.config, options.set), ROWS[key]
-    settings = {**row.settings, **(row.reduced if options.reduced else {})}
+    reduced = row.reduced if options.reduced else {}
+    settings = {**row.settings, **reduced}
     overrides = [f"training.{name}={value}".replace("'", '"') for name, value in settings.items()]
     if settings.get("precision") == "bf16":
         overrides += ["inference.precision=bf16", "inference.batch_size=16"]
-    output = Path(base.output) / key
+    output = Path(base.output) / (f"{key}_reduced" if reduced else key)
     return load_config(options.config, [*options.set, *overrides, f"output={output}"])
 
 
@@ -202,7 +203,8 @@ def print_table(options: argparse.Namespace) -> None:
     """Compare all rows that are done."""
     base = load_config(options.config, options.set)
     output, first = Path(base.output), Path(base.output) / FIRST
-    folders = [first / key if key in BASELINES else output / key for key in (*ROWS, *BASELINES)]
+    networks = [output / f"{key}{kind}" for key in ROWS for kind in ("", "_reduced")]
+    folders = [*networks, *(first / key for key in BASELINES)]
     done = [folder for folder in folders if (folder / "row.json").exists()]
     window = base.selection.size_window_nm
     table = compare(*done, truth=base.labels.truth, within=window, paper=True)
