@@ -14,8 +14,10 @@ import pytest
 
 from spidask import pipeline
 from spidask.config import EM, Config
+from spidask.ensemble import find_members
 from spidask.errors import ConfigError, SpidaskError, StoreError
 from spidask.io.store import gather_labels, list_runs
+from spidask.networks.member import load_member
 from spidask.schema import REASONS
 
 FIXED_NAMES = (
@@ -466,4 +468,42 @@ def test_labels_may_come_late_and_be_corrected(beamtime, tmp_path, monkeypatch):
     }
     manifest = follow(monkeypatch, config, steps)
     assert manifest["counts"]["train"]["frames"] > 0
+    assert manifest["counts"]["select"]["frames"] == 600
+
+
+def test_the_papers_network_and_protocol_go_the_whole_way(beamtime, tmp_path):
+    training = {
+        "architecture": "yolov2",
+        "width": 0.125,
+        "optimizer": "sgd",
+        "learning_rate": 2e-3,
+        "weight_decay": 5e-4,
+        "burn_in": 10,
+        "iterations": 80,
+        "checkpoint_every": 10,
+        "ensemble": {"stages": [60, 70, 80]},
+        "representation": {"colours": "jet", "maximum": "own", "size": [64, 96]},
+    }
+    inference = {"ensemble": "early_exit", "batch_size": 8}
+    config = beamtime.config(tmp_path / "out", training=training, inference=inference)
+    manifest = pipeline.run(config, "select")
+    members = [load_member(path) for path in find_members(config)]
+    assert [member.provenance["iteration"] for member in members] == [60, 70, 80]
+    assert {member.network.name for member in members} == {"yolov2"}
+    table = pd.read_csv(tmp_path / "out" / "metrics.csv")
+    terms = table[["objectness", "localization", "classification"]].sum(axis=1)
+    np.testing.assert_allclose(terms, table["loss"], atol=1e-5)
+    assert len(table) == 80
+    # What a member rejects is not shown to the next.
+    scores = gather_labels(tmp_path / "out" / "labels.zarr")["scores"].values
+    thresholds = [member.threshold for member in members]
+    for number in range(2):
+        rejected = scores[:, number] < thresholds[number]
+        assert rejected.any()
+        assert np.isnan(scores[rejected, number + 1 :]).all()
+    truth = pd.read_csv(beamtime.folder / "truth.csv")
+    found = read_table(tmp_path / "out").merge(truth, on=["run", "index"])
+    single = found["label"] == "single"
+    kept = found["reason"].isin(["", "size"])
+    assert (kept & single).sum() / (kept | single).sum() > 0.8
     assert manifest["counts"]["select"]["frames"] == 600

@@ -119,9 +119,25 @@ def weights(folder) -> list[dict[str, np.ndarray]]:
 SIX = {"iterations": 6, "checkpoint_every": 2, "ensemble": {"n_members": 3}}
 
 
-def test_two_ranks_learn_what_one_does_that_takes_their_pieces_in_turn(beamtime, tmp_path, client):
-    train_here(beamtime, tmp_path / "one", ranks=2, **SIX)
-    train_here(beamtime, tmp_path / "two", client, ranks=2, **SIX)
+YOLO = {
+    "architecture": "yolov2",
+    "width": 1 / 16,
+    "optimizer": "sgd",
+    "burn_in": 3,
+    "learning_rate": 1e-3,
+    "representation": {"colours": "grey", "maximum": "own", "size": [64, 64]},
+}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"subdivisions": 2}, YOLO], ids=["compact", "divided", "yolov2"]
+)
+def test_two_ranks_learn_what_one_does_that_takes_their_pieces_in_turn(
+    beamtime, tmp_path, client, changes
+):
+    training = {**SIX, **changes, "ranks": 2}
+    train_here(beamtime, tmp_path / "one", **training)
+    train_here(beamtime, tmp_path / "two", client, **training)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert len(one) == len(two) == 3
     for a, b in zip(one, two, strict=True):

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from spidask.config import Representation
 from spidask.networks import yolov2, yolov3
-from spidask.networks.boxes import find_anchors
+from spidask.networks.boxes import find_anchors, suppress
 from spidask.networks.classifier import SINGLE, Batch, Classifier
 from spidask.networks.darknet import Darknet
 from spidask.networks.picture import place_boxes, render
@@ -86,6 +86,48 @@ class Yolo(Classifier):
         """
         return list(self.darknet(pictures))
 
+    def decode(self, outputs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read all boxes and their scores.
+
+        Parameters
+        ----------
+        outputs
+            What `forward` gives.
+
+        Returns
+        -------
+        boxes : torch.Tensor
+            Shape (frame, box, 4): centre x, centre y, width and height, relative to the picture.
+        scores : torch.Tensor
+            Shape (frame, box), 0 to 1.
+        """
+        raise NotImplementedError
+
+    def detect(
+        self, outputs: list[torch.Tensor], threshold: float
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Find the boxes of each picture, the best of those that lie on each other.
+
+        Parameters
+        ----------
+        outputs
+            What `forward` gives.
+        threshold : float
+            Least score.
+
+        Returns
+        -------
+        list of (torch.Tensor, torch.Tensor)
+            For each frame boxes, shape (box, 4), relative to the picture, and scores, shape (box,),
+            the best first.
+        """
+        found = []
+        for boxes, scores in zip(*self.decode(outputs), strict=True):
+            able = scores >= threshold
+            kept = suppress(boxes[able], scores[able])
+            found.append((boxes[able][kept], scores[able][kept]))
+        return found
+
 
 class YoloV2(Yolo):
     """Darknet's yolov2-voc for one class.
@@ -106,6 +148,24 @@ class YoloV2(Yolo):
     ) -> None:
         super().__init__(width, anchors)
         self.darknet = yolov2.yolov2(width, len(anchors))
+
+    def decode(self, outputs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read all boxes and their scores.
+
+        Parameters
+        ----------
+        outputs
+            What `forward` gives.
+
+        Returns
+        -------
+        boxes : torch.Tensor
+            Shape (frame, box, 4): centre x, centre y, width and height, relative to the picture.
+        scores : torch.Tensor
+            Shape (frame, box), 0 to 1.
+        """
+        boxes, scores = yolov2.decode(outputs[0], self.anchors)
+        return boxes.flatten(1, 3), scores.flatten(1)
 
     def log_odds(self, outputs: list[torch.Tensor]) -> torch.Tensor:
         """Give the log odds of the best box: those of an object, for there is one class.
@@ -166,6 +226,23 @@ class YoloV3(Yolo):
     ) -> None:
         super().__init__(width, anchors)
         self.darknet = yolov3.yolov3(width)
+
+    def decode(self, outputs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read all boxes and their scores.
+
+        Parameters
+        ----------
+        outputs
+            What `forward` gives.
+
+        Returns
+        -------
+        boxes : torch.Tensor
+            Shape (frame, box, 4): centre x, centre y, width and height, relative to the picture.
+        scores : torch.Tensor
+            Shape (frame, box), 0 to 1.
+        """
+        return yolov3.decode(outputs, self.anchors)
 
     def log_odds(self, outputs: list[torch.Tensor]) -> torch.Tensor:
         """Give the log odds of the best box: those of an object times its class.

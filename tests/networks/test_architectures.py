@@ -10,8 +10,8 @@ import torch
 
 from spidask.config import Representation, Training
 from spidask.errors import DataError
-from spidask.networks import yolov2, yolov3
 from spidask.networks.architectures import ARCHITECTURES, new_network, rebuild
+from spidask.networks.boxes import overlap
 from spidask.networks.checkpoints import list_checkpoints, load_checkpoint
 from spidask.networks.classifier import Batch
 from spidask.networks.cost import measure_cost
@@ -100,12 +100,15 @@ def test_log_odds_are_those_of_the_best_box(name):
     network = new_network(settings_of(name), WHOLE, (36, 40)).eval()
     with torch.inference_mode():
         outputs = network(torch.rand(4, 3, 64, 96))
-        if name == "yolov2":
-            _, scores = yolov2.decode(outputs[0], network.anchors)
-        else:
-            _, scores = yolov3.decode(outputs, network.anchors)
+        boxes, scores = network.decode(outputs)
         found = torch.sigmoid(network.log_odds(outputs))
-    np.testing.assert_allclose(found, scores.flatten(1).amax(1), rtol=1e-5)
+    np.testing.assert_allclose(found, scores.amax(1), rtol=1e-5)
+    detected = network.detect(outputs, float(scores.amax(1).min()))
+    for (kept, best), all_boxes, all_scores in zip(detected, boxes, scores, strict=True):
+        assert float(best[0]) == float(all_scores.max())
+        torch.testing.assert_close(kept[0], all_boxes[all_scores.argmax()])
+        for number in range(1, len(kept)):
+            assert float(overlap(kept[number], kept[:number]).max()) <= 0.45
 
 
 def test_log_odds_of_certain_boxes_are_finite():
