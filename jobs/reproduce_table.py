@@ -73,7 +73,7 @@ def compact_row(name: str, *, n_patterns: int = 96_000, **changes: object) -> Ro
         "checkpoint_every": iterations // 30,
         **changes,
     }
-    few = iterations // 3
+    few = iterations // 4
     return Row(name, settings, {"iterations": few, "checkpoint_every": few // 30})
 
 

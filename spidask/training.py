@@ -103,7 +103,7 @@ def train(
             _train_on_workers(client, labelled, jobs, config, folder)
     finally:
         _write_metrics(folder, seeds)
-    kept = [member for job in jobs for member in _pick_members(labelled.classes, *job)]
+    kept = _set_thresholds([_pick_members(labelled.classes, *job) for job in jobs], jobs, labelled)
     used = np.zeros(len(index), bool)
     for part in parts:
         used[part.training] = used[part.validation] = True
@@ -213,9 +213,31 @@ def _train_seed(
     )
 
 
+def _set_thresholds(
+    picked: list[list[tuple[Member, FloatArray]]], jobs: list[Job], labelled: Labelled
+) -> list[Member]:
+    """Choose one threshold for members that are judged on the same patterns.
+
+    A pattern is selected if all of them accept it, so the F1 to be made largest is that of the
+    smallest of their probabilities; the best of each alone would reject too much together.
+    """
+    rows = [parts.validation for parts, *_ in jobs]
+    if all(np.array_equal(rows[0], other) for other in rows):
+        picked, rows = [[pair for group in picked for pair in group]], rows[:1]
+    kept = []
+    for group, validation in zip(picked, rows, strict=True):
+        least = np.min([scores for _, scores in group], axis=0).astype(float)
+        is_single = labelled.classes[validation] == SINGLE
+        fraction = group[0][0].provenance["expected_single_fraction"]
+        threshold, f1 = best_threshold(least, is_single, fraction)
+        log.info("%d members together: validation F1 %.3f", len(group), f1)
+        kept += [dataclasses.replace(member, threshold=threshold) for member, _ in group]
+    return kept
+
+
 def _pick_members(
     classes: IntArray, parts: Split, config: Config, seed: int, folder: Path
-) -> list[Member]:
+) -> list[tuple[Member, FloatArray]]:
     ensemble, is_single = config.training.ensemble, classes[parts.validation] == SINGLE
     paths = list_checkpoints(folder)
     if ensemble.stages:
@@ -234,21 +256,22 @@ def _judge(logits: FloatArray, is_single: BoolArray, fraction: float | None) -> 
     }
 
 
-def _member(path: Path, is_single: BoolArray, config: Config, seed: int) -> Member:
+def _member(
+    path: Path, is_single: BoolArray, config: Config, seed: int
+) -> tuple[Member, FloatArray]:
+    """A checkpoint as a member, and its probabilities of the validation patterns."""
     checkpoint = load_checkpoint(path)
     fraction = config.selection.expected_single_fraction
     slope, intercept = calibrate(checkpoint.validation, is_single, fraction)
     # In the precision of inference, so that a frame is on the same side there.
     scores = expit(slope * checkpoint.validation + intercept).astype(np.float32)
-    threshold, f1 = best_threshold(scores.astype(float), is_single, fraction)
-    return Member(
-        checkpoint.network,
-        config.training.representation,
-        threshold,
-        slope,
-        intercept,
-        _provenance(checkpoint, f1, config, seed),
+    _, f1 = best_threshold(scores.astype(float), is_single, fraction)
+    provenance = _provenance(checkpoint, f1, config, seed)
+    representation = config.training.representation
+    member = Member(
+        checkpoint.network, representation, slope=slope, intercept=intercept, provenance=provenance
     )
+    return member, scores
 
 
 def _provenance(checkpoint: Checkpoint, f1: float, config: Config, seed: int) -> dict[str, Any]:

@@ -18,9 +18,11 @@ from spidask.config import Cluster, Ensemble
 from spidask.errors import ConfigError, TrainingError
 from spidask.io.labels import read_labels
 from spidask.io.runs import open_runs
-from spidask.labelled import split
+from spidask.labelled import load_labelled, split
+from spidask.metrics import judge
 from spidask.networks.checkpoints import list_checkpoints
-from spidask.networks.member import load_member
+from spidask.networks.classifier import SINGLE
+from spidask.networks.member import load_member, score
 from spidask.networks.tensors import load_tensors
 from spidask.training import pick_stages, train
 
@@ -78,6 +80,19 @@ def test_train_writes_an_ensemble_and_says_what_it_used(beamtime, tmp_path):
     table = pd.read_csv(tmp_path / "metrics.csv")
     assert table["iteration"].tolist() == list(range(1, 13))
     assert table["validation_f1"].notna().sum() == 6
+
+
+def test_the_threshold_is_the_best_of_the_intersection(beamtime, tmp_path):
+    config = beamtime.config(tmp_path, training={"ensemble": {"n_members": 3}})
+    frames, labels = open_runs(config.runs.files, "data"), read_labels(config.labels.file)
+    members = [load_member(path) for path in train(frames, labels, config, tmp_path)[0]]
+    labelled, runs, _ = load_labelled(frames, labels, config)
+    unseen = runs == "r0002"
+    is_single = labelled.classes[unseen] == SINGLE
+    scores = np.stack([score(member, labelled.patterns[unseen], 16) for member in members])
+    found = [judge((scores >= t).all(0), is_single)["f1"] for t in np.linspace(0, 1, 1001)]
+    (threshold,) = {member.threshold for member in members}
+    assert judge((scores >= threshold).all(0), is_single)["f1"] == pytest.approx(max(found))
 
 
 def test_seeds_make_different_members(beamtime, tmp_path):
