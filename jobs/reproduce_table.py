@@ -157,7 +157,7 @@ def config_of(options: argparse.Namespace, key: str) -> Config:
     if settings.get("precision") == "bf16":
         overrides += ["inference.precision=bf16", "inference.batch_size=16"]
     output = Path(base.output) / (f"{key}_reduced" if reduced else key)
-    return load_config(options.config, [*options.set, *overrides, f"output={output}"])
+    return load_config(options.config, [*overrides, *options.set, f"output={output}"])
 
 
 def time_network(config: Config) -> tuple[float, str]:
