@@ -59,7 +59,7 @@ class Training(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     initial: str = "shipped"
     """Starting weights: ``shipped`` with the package (compact), ``random``, ``imagenet``
-    (efficientnet), a member's path, or Darknet's ``.weights`` (yolov2, yolov3)."""
+    (efficientnet), a member's path, or a file of Darknet's (yolov2, yolov3)."""
     iterations: Count = 300
     batch_size: Annotated[int, Field(ge=2, le=65_536)] = 64
     subdivisions: Count = 1

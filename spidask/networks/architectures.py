@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spidask.config import Training
+from spidask.config import DRAW_BOXES, Training
 from spidask.errors import DataError
 from spidask.networks import compact
 from spidask.networks.classifier import Classifier
@@ -93,9 +93,27 @@ def new_network(
     kind = YoloV2 if settings.architecture == "yolov2" else YoloV3
     anchors = choose_anchors(boxes, shape, representation, kind.n_anchors)
     network: Yolo = kind(wide, (anchors / CELL if kind is YoloV2 else anchors).tolist())
-    if Path(settings.initial).suffix == ".weights":
+    if is_darknet(settings):
         read_weights(network.darknet, settings.initial, prefix=True)
     return network
+
+
+def is_darknet(settings: Training) -> bool:
+    """Tell whether a network begins with a file of Darknet's.
+
+    Parameters
+    ----------
+    settings : Training
+        Architecture and starting weights.
+
+    Returns
+    -------
+    bool
+        True for YOLO networks whose `initial` names a file that is no member's.
+    """
+    is_file = settings.initial not in ("random", "shipped", "imagenet")
+    is_member = Path(settings.initial).suffix == ".safetensors"
+    return settings.architecture in DRAW_BOXES and is_file and not is_member
 
 
 def _scale(filters: Sequence[int], width: float) -> list[int]:

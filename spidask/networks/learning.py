@@ -17,7 +17,7 @@ from torch import nn
 
 from spidask.config import Training
 from spidask.errors import DataError, TrainingError
-from spidask.networks.architectures import new_network
+from spidask.networks.architectures import is_darknet, new_network
 from spidask.networks.augmentation import augment
 from spidask.networks.checkpoints import restore, save_checkpoint, write_row
 from spidask.networks.classifier import SINGLE, Batch, Classifier, in_single_precision
@@ -176,7 +176,7 @@ def begin(settings: Training, labelled: Labelled) -> Classifier:
     single = labelled.classes == SINGLE
     boxes = None if labelled.boxes is None else labelled.boxes[single]
     wanted = new_network(settings, boxes, (rows, columns))
-    if settings.initial in ("random", "imagenet") or settings.initial.endswith(".weights"):
+    if settings.initial in ("random", "imagenet") or is_darknet(settings):
         return wanted.train()
     member = load_member(SHIPPED if settings.initial == "shipped" else settings.initial)
     for key, asked, found in (

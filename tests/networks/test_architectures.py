@@ -143,7 +143,7 @@ def test_anchors_are_those_of_the_boxes_on_the_picture():
 def test_weights_of_darknet_begin_a_network(tmp_path):
     torch.manual_seed(3)
     source = new_network(settings_of("yolov2"), WHOLE, (36, 40))
-    path = tmp_path / "extractor.weights"
+    path = tmp_path / "darknet19_448.conv.23"
     write_weights(source.darknet, path)
     network = begin(settings_of("yolov2", initial=str(path)), make_labelled())
     pairs = zip(source.darknet.parameters(), network.darknet.parameters(), strict=True)
