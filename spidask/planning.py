@@ -44,7 +44,7 @@ PATTERN_BYTES = 4
 """Bytes of a pixel of a pattern."""
 FRAMES_PER_SECOND = 600.0
 """Read, calibrated and searched for hits by one worker: 512 x 1024 pixels, bitshuffle/LZ4."""
-USUAL_GFLOP, USUAL_LAYER_BYTES = 0.101, 714_240
+USUAL_GFLOP, USUAL_LAYER_BYTES = 0.1005, 714_240
 """Of the compact network on 123 x 240 pixels, whose rates are known."""
 PATTERNS_PER_SECOND = 250.0
 """Scored by one member on one core."""

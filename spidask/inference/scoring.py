@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import xarray as xr
 from spidask.config import Config
 from spidask.errors import DataError
 from spidask.networks.device import resolve_device
+from spidask.networks.folding import fold_norms
 from spidask.networks.member import Member, load_member, score
 from spidask.schema import annotate, validate
 from spidask.stopwatch import measure
@@ -69,7 +71,7 @@ def classify(patterns: xr.Dataset, members: Sequence[str | Path], config: Config
 
 
 def load_current(path: str, device: str) -> Member:
-    """Load a member, once in a process unless its file changes.
+    """Load a member for inference, once in a process unless its file changes.
 
     Parameters
     ----------
@@ -81,14 +83,15 @@ def load_current(path: str, device: str) -> Member:
     Returns
     -------
     Member
-        The classifier.
+        The classifier, its batch norms folded.
     """
     return _load(path, Path(path).stat().st_mtime_ns, device)
 
 
 @lru_cache(maxsize=64)
 def _load(path: str, _mtime_ns: int, device: str) -> Member:
-    return load_member(path, device)
+    member = load_member(path, device)
+    return dataclasses.replace(member, network=fold_norms(member.network))
 
 
 def _score_block(

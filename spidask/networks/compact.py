@@ -11,16 +11,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from spidask.config import Representation
+from spidask.frames.residuals import FLOOR, LOCAL, TINY, pool_power, roughen, scale_windows
 from spidask.networks.classifier import Classifier
+from spidask.networks.representation import represent
 from spidask.schema import CLASSES
 
 WIDTHS, AUTOCORRELATION_WIDTHS, HIDDEN = (12, 18, 32, 48), (8, 16, 32), 64
 LOGARITHMIC = math.log1p(30.0)
 """Stretch of the default representation, in which 30 photons are 1."""
-FLOOR = 0.1
-"""Floor of the local mean, in units of the pattern's mean."""
-LOCAL = 15
-"""Edge of the window whose mean is taken off before the autocorrelation, in pixels."""
 
 
 class PartialConv(nn.Module):
@@ -41,31 +40,45 @@ class PartialConv(nn.Module):
     window without any pixel gives 0.
     """
 
-    window: torch.Tensor
-
     def __init__(self, channels: int, kernel: int, stride: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(1, channels, kernel, stride, kernel // 2, bias=False)
-        self.register_buffer("window", torch.ones(1, 1, kernel, kernel), persistent=False)
 
-    def forward(self, values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    def scale_windows(self, present: torch.Tensor) -> torch.Tensor:
+        """Say by how much each window is to be rescaled.
+
+        Parameters
+        ----------
+        present
+            1 where a pixel is there, else 0, shape (frame, 1, y, x).
+
+        Returns
+        -------
+        torch.Tensor
+            Pixels of a window over those that are there, or 0, shape
+            (frame, 1, y / stride, x / stride).
+        """
+        kernel = self.conv.kernel_size[0]
+        n = functional.avg_pool2d(
+            present, kernel, self.conv.stride, kernel // 2, divisor_override=1
+        )
+        return torch.as_tensor((n > 0) * kernel**2 / n.clamp(min=1.0))
+
+    def forward(self, values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Convolve.
 
         Parameters
         ----------
         values
             Shape (frame, 1, y, x), 0 where a pixel is missing.
-        present
-            1 where a pixel is there, else 0; same shape.
+        scale
+            As of `scale_windows`.
 
         Returns
         -------
         torch.Tensor
             Shape (frame, channels, y / stride, x / stride).
         """
-        padding = self.conv.kernel_size[0] // 2
-        n = functional.conv2d(present, self.window, stride=self.conv.stride, padding=padding)
-        scale = (n > 0) * self.window.numel() / n.clamp(min=1.0)
         return torch.as_tensor(self.conv(values) * scale)
 
 
@@ -183,33 +196,92 @@ class Compact(Classifier):
         """
         return dict(self._settings)
 
-    def forward(self, values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    def see(
+        self, patterns: torch.Tensor, representation: Representation
+    ) -> tuple[torch.Tensor, ...]:
+        """Turn patterns into what `forward` takes; nothing of it is learned.
+
+        Parameters
+        ----------
+        patterns
+            Shape (frame, y, x), float32, photons, NaN where missing.
+        representation : Representation
+            Scale and maximum.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            Arguments of `forward`.
+        """
+        if patterns.device.type == "cpu":
+            maximum, is_log = representation.maximum, representation.scale == "logarithmic"
+            assert maximum != "own"
+            seen = roughen(patterns.numpy(), maximum, is_logarithmic=is_log)
+            kernel, stride = self.stem.conv.kernel_size[0], self.stem.conv.stride[0]
+            scale = torch.from_numpy(scale_windows(seen[1], kernel, stride))
+            amplitude = torch.fft.rfft2(torch.from_numpy(seen[2]), norm="ortho")
+            distances = torch.from_numpy(pool_power(amplitude.numpy())).log1p_()
+            return torch.from_numpy(seen[0])[:, None], scale[:, None], distances
+        values, present = represent(patterns, representation)
+        rough = roughen_on_device(values, present, self.stretch)
+        return values, self.stem.scale_windows(present), autocorrelation(rough)
+
+    def forward(
+        self, values: torch.Tensor, scale: torch.Tensor, distances: torch.Tensor
+    ) -> torch.Tensor:
         """Class scores.
 
         Parameters
         ----------
         values
             Patterns as `represent` gives them, shape (frame, 1, y, x), 0 where missing.
-        present
-            1 where a pixel is there, else 0; same shape.
+        scale
+            As of `PartialConv.scale_windows`.
+        distances
+            As of `autocorrelation`.
 
         Returns
         -------
         torch.Tensor
             Unnormalized log probabilities, shape (frame, class), in the order of schema.CLASSES.
         """
-        pattern = functional.relu(self.stem_norm(self.stem(values, present)))
+        pattern = functional.relu(self.stem_norm(self.stem(values, scale)))
         pattern = self.stages(pattern)
-        distances = self.autocorrelation_stem(autocorrelation(values, present, self.stretch))
-        distances = self.autocorrelation_stages(distances)
+        distances = self.autocorrelation_stages(self.autocorrelation_stem(distances))
         features = [*_pool(pattern), *_pool(distances)]
         return torch.as_tensor(self.head(torch.cat(features, 1)))
 
 
-def autocorrelation(
+def autocorrelation(rough: torch.Tensor) -> torch.Tensor:
+    """Logarithm of the power of the Fourier transform of patterns without their slow part.
+
+    Parameters
+    ----------
+    rough
+        As `roughen` gives them, shape (frame, 2, y, x).
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (frame, 2, y // 2, (x // 2 + 1) // 2); distance 0 in the middle of the first column,
+        pooled two by two. White noise of any strength has the mean log(2) or less. First of the
+        values, then of the photons.
+
+    Notes
+    -----
+    The Fourier transform of an intensity is the autocorrelation of the scattering density
+    (Wiener-Khinchin). The steep fall of a pattern, which would drown everything else, is gone from
+    both, and in the residuals of the photons faint fringes stand out best.
+    """
+    amplitude = torch.fft.rfft2(rough, norm="ortho")
+    power = amplitude.real.square() + amplitude.imag.square()
+    return torch.log1p(functional.avg_pool2d(torch.fft.fftshift(power, dim=2), 2))
+
+
+def roughen_on_device(
     values: torch.Tensor, present: torch.Tensor, stretch: float = LOGARITHMIC
 ) -> torch.Tensor:
-    """Logarithm of the power of the pattern's Fourier transform, without its slow part.
+    """Take off what changes slowly, as `frames.residuals.roughen` does, on any device.
 
     Parameters
     ----------
@@ -223,27 +295,14 @@ def autocorrelation(
     Returns
     -------
     torch.Tensor
-        Shape (frame, 2, y // 2, (x // 2 + 1) // 2); distance 0 in the middle of the first column,
-        pooled two by two. White noise of any strength has the mean log(2) or less. First of the
-        values, then of the photons.
-
-    Notes
-    -----
-    The Fourier transform of an intensity is the autocorrelation of the scattering density
-    (Wiener-Khinchin). The mean m of a window of 15 pixels is taken off first, for the steep fall
-    of a pattern would drown everything else. Photons n are then divided by the noise that m
-    leaves, (n - m) / sqrt(m): the Pearson residual, in which faint fringes stand out best.
+        Shape (frame, 2, y, x).
     """
     photons = torch.expm1(values * stretch) if stretch else values
     n_present = _local_sum(present).clamp(min=1.0)
     slow, mean = _local_sum(values) / n_present, _local_sum(photons) / n_present
-    # A floor, lest a lone photon in the dark outweigh the pattern.
-    noise = (mean + FLOOR * photons.mean((2, 3), keepdim=True) + 1e-12).sqrt()
+    noise = (mean + FLOOR * photons.mean((2, 3), keepdim=True) + TINY).sqrt()
     rough = torch.cat([values - slow, (photons - mean) / noise], 1) * present
-    rough = rough / (rough.square().mean((2, 3), keepdim=True) + 1e-12).sqrt()
-    amplitude = torch.fft.rfft2(rough.contiguous(), norm="ortho")
-    power = amplitude.real.square() + amplitude.imag.square()
-    return torch.log1p(functional.avg_pool2d(torch.fft.fftshift(power, dim=2), 2))
+    return rough / (rough.square().mean((2, 3), keepdim=True) + TINY).sqrt()
 
 
 def _convolution(n_in: int, n_out: int, stride: int, kernel: int = 3) -> list[nn.Module]:
