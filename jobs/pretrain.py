@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numba
@@ -20,9 +19,10 @@ import numpy as np
 from spidask.config import Ensemble, Geometry, Region, Training
 from spidask.metrics import average_precision, best_threshold
 from spidask.networks.augmentation import augment
+from spidask.networks.batches import Labelled
 from spidask.networks.checkpoints import list_checkpoints, load_checkpoint
 from spidask.networks.classifier import SINGLE
-from spidask.networks.learning import Draw, Labelled, begin, train_rank
+from spidask.networks.learning import begin, train_rank
 from spidask.networks.member import Member, save_member
 from spidask.schema import CLASSES
 from spidask.simulation.beamtime import simulate_patterns
@@ -94,19 +94,6 @@ def draw(
     return Labelled(np.stack(patterns), codes[rows[part]])
 
 
-def ahead(draw: Draw) -> Draw:
-    """The same batches, the next one drawn while the network learns from the present one."""
-    pool = ThreadPoolExecutor(1)
-    waiting: dict[int, Future[Labelled]] = {}
-
-    def take(iteration: int, part: slice = slice(None)) -> Labelled:
-        batch = waiting.pop(iteration, None) or pool.submit(draw, iteration, part)
-        waiting[iteration + 1] = pool.submit(draw, iteration + 1, part)
-        return batch.result()
-
-    return take
-
-
 def judge(logits: np.ndarray, is_single: np.ndarray) -> dict[str, float]:
     """Numbers for the table."""
     scores = logits.astype(float)
@@ -143,7 +130,7 @@ def main() -> None:
     validation = Labelled(np.stack(exposed), unseen_codes)
     train_rank(
         functools.partial(begin, settings, validation),
-        ahead(functools.partial(draw, expected, codes, settings.batch_size, options.seed)),
+        functools.partial(draw, expected, codes, settings.batch_size, options.seed),
         validation.patterns,
         functools.partial(judge, is_single=is_single),
         settings,

@@ -17,8 +17,8 @@ from spidask.errors import TrainingError
 from spidask.frames.extent import signal_boxes
 from spidask.io.labels import locate, relative_boxes
 from spidask.io.runs import take_frames
+from spidask.networks.batches import Labelled
 from spidask.networks.classifier import SINGLE
-from spidask.networks.learning import Labelled
 from spidask.preprocessing import preprocess
 from spidask.schema import CLASSES
 

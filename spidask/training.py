@@ -22,6 +22,7 @@ from spidask.errors import TrainingError
 from spidask.labelled import Split, load_labelled, split
 from spidask.metrics import average_precision, best_threshold
 from spidask.monitor import tell
+from spidask.networks.batches import Labelled, draw_batch
 from spidask.networks.calibration import calibrate
 from spidask.networks.checkpoints import (
     Checkpoint,
@@ -31,7 +32,7 @@ from spidask.networks.checkpoints import (
 )
 from spidask.networks.classifier import SINGLE
 from spidask.networks.device import resolve_device
-from spidask.networks.learning import Labelled, Team, begin, draw_batch, train_rank
+from spidask.networks.learning import Team, begin, train_rank
 from spidask.networks.member import Member, save_member
 from spidask.networks.tensors import load_tensors, save_tensors
 from spidask.ranks import Rank, average_gradients, run_ranks, sum_over_ranks

@@ -14,8 +14,9 @@ from spidask.errors import DataError, SpidaskError
 from spidask.io.files import natural_key
 from spidask.io.labels import read_labels
 from spidask.labelled import split
+from spidask.networks.batches import Labelled
 from spidask.networks.classifier import SINGLE
-from spidask.networks.learning import Labelled, begin
+from spidask.networks.learning import begin
 from spidask.networks.member import load_member
 from spidask.provenance import awaits_simulation
 from spidask.schema import CLASSES

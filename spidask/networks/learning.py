@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import os
@@ -18,64 +19,23 @@ from torch import nn
 from spidask.config import Training
 from spidask.errors import DataError, TrainingError
 from spidask.networks.architectures import is_darknet, new_network
-from spidask.networks.augmentation import augment
+from spidask.networks.batches import Draw, Labelled, draw_ahead
 from spidask.networks.checkpoints import restore, save_checkpoint, write_row
 from spidask.networks.classifier import SINGLE, Batch, Classifier, in_single_precision
 from spidask.networks.device import in_precision
 from spidask.networks.member import SHIPPED, load_member, logits
-from spidask.schema import CLASSES
 
 FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
 log = logging.getLogger(__name__)
 
 WARM_UP = 0.1
 """Share of the iterations in which the learning rate rises; it then falls as a cosine."""
-WHOLE = slice(None)
 MOMENTUM, FALL, BURN_POWER = 0.9, 0.1, 4
 """Of stochastic gradient descent, as in Darknet's cfg files."""
 SCORED_AT_ONCE = 64
 """Validation patterns that the network sees at once, or as many as a piece of a batch has."""
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Patterns with their classes.
-
-    Attributes
-    ----------
-    patterns : numpy.ndarray
-        Shape (frame, y, x), float32, photons, NaN where missing.
-    classes : numpy.ndarray
-        Codes into schema.CLASSES, shape (frame,), int64.
-    boxes : numpy.ndarray or None
-        Around the signal, shape (frame, 4), float32: centre x, centre y, width and height, relative
-        to the pattern; networks that draw no boxes go without.
-    """
-
-    patterns: FloatArray
-    classes: IntArray
-    boxes: FloatArray | None = None
-
-    def take(self, rows: IntArray) -> Labelled:
-        """Take some of the patterns.
-
-        Parameters
-        ----------
-        rows : numpy.ndarray
-            Their positions, shape (n,), int64.
-
-        Returns
-        -------
-        Labelled
-            Shape (n, ...).
-        """
-        boxes = None if self.boxes is None else self.boxes[rows]
-        return Labelled(self.patterns[rows], self.classes[rows], boxes)
-
-
-Draw = Callable[[int, slice], Labelled]
-"""Gives a part of the batch of an iteration; the same iteration always gives the same batch."""
 Judge = Callable[[FloatArray], dict[str, float]]
 """Turns the log odds of the validation patterns into the numbers of a row of metrics.csv."""
 
@@ -112,44 +72,6 @@ class Team:
 
 ALONE = Team()
 """One process that does the work of all ranks, piece after piece."""
-
-
-def draw_batch(
-    labelled: Labelled, size: int, seed: int, iteration: int, part: slice = WHOLE
-) -> Labelled:
-    """Draw a batch and augment a part of it.
-
-    Parameters
-    ----------
-    labelled : Labelled
-        What to draw from, with replacement. A class is drawn in proportion to the square
-        root of its number of patterns, so that a rare one is seen often and not always.
-    size : int
-        Patterns in the batch.
-    seed, iteration : int
-        What is drawn, and how it is augmented, depends on these and on the place in the
-        batch only.
-    part : slice
-        Places in the batch that are wanted.
-
-    Returns
-    -------
-    Labelled
-        That part of the batch.
-    """
-    counts = np.bincount(labelled.classes, minlength=len(CLASSES))
-    weights = 1 / np.sqrt(counts[labelled.classes])
-    random = np.random.default_rng([seed, iteration])
-    rows = random.choice(len(weights), size, p=weights / weights.sum())
-    drawn = labelled.take(rows[part])
-    patterns, boxes = drawn.patterns, drawn.boxes
-    for at, place in enumerate(range(size)[part]):
-        own = np.random.default_rng([seed, iteration, place + 1])
-        box = None if boxes is None else boxes[at]
-        patterns[at], moved = augment(patterns[at], box, own)
-        if boxes is not None:
-            boxes[at] = moved
-    return drawn
 
 
 def begin(settings: Training, labelled: Labelled) -> Classifier:
@@ -257,14 +179,17 @@ def train_rank(
         history = _resume(folder, network, optimizer, team)
         blank = torch.zeros(2, *validation.shape[1:], device=team.device)
         trained = team.wrap(network, network.see(blank, settings.representation))
-        for iteration in range(len(history) + 1, settings.iterations + 1):
+        todo = range(len(history) + 1, settings.iterations + 1)
+        parts = [slice(piece * n, (piece + 1) * n) for piece in pieces]
+        batches = draw_ahead(draw, itertools.product(todo, parts))
+        for iteration in todo:
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * rate_share(iteration, settings)
             optimizer.zero_grad()
             terms: dict[str, torch.Tensor] = {}
             for piece in pieces:
                 torch.manual_seed(_mix(seed, iteration, piece))  # dropout: no state to resume
-                batch = _load(draw(iteration, slice(piece * n, (piece + 1) * n)), team.device)
+                batch = _load(next(batches), team.device)
                 pictures = network.see(batch.patterns, settings.representation)
                 with in_precision(team.device, settings.precision):
                     outputs = in_single_precision(trained(*pictures))

@@ -11,12 +11,13 @@ import torch
 from spidask.config import Representation, Training
 from spidask.errors import DataError
 from spidask.networks.architectures import ARCHITECTURES, new_network, rebuild
+from spidask.networks.batches import Labelled, draw_batch
 from spidask.networks.boxes import overlap
 from spidask.networks.checkpoints import list_checkpoints, load_checkpoint
 from spidask.networks.classifier import Batch
 from spidask.networks.cost import measure_cost
 from spidask.networks.darknet import write_weights
-from spidask.networks.learning import Labelled, begin, draw_batch, train_rank
+from spidask.networks.learning import begin, train_rank
 from spidask.networks.member import Member, load_member, logits, save_member
 from tests.conftest import make_frames
 
