@@ -84,6 +84,12 @@ BROKEN = {
         "preprocessing.region.y",
         "has 40 pixels along y",
     ),
+    "region too small": (
+        ["preprocessing.region.y=[0, 1]", "hits.threshold=0.1"],
+        None,
+        "preprocessing.region",
+        "at least 8",
+    ),
     "region masked": (
         ["runs.mask={folder}/wrong.npy"],
         write_mask((40, 48), 0),
