@@ -93,6 +93,8 @@ def test_the_threshold_is_the_best_of_the_intersection(beamtime, tmp_path):
     found = [judge((scores >= t).all(0), is_single)["f1"] for t in np.linspace(0, 1, 1001)]
     (threshold,) = {member.threshold for member in members}
     assert judge((scores >= threshold).all(0), is_single)["f1"] == pytest.approx(max(found))
+    told = [member.provenance["validation_f1_together"] for member in members]
+    assert told == pytest.approx([max(found)] * 3)
 
 
 def test_boxes_of_the_table_go_before_those_of_the_signal(beamtime, tmp_path):
