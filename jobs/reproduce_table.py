@@ -6,15 +6,17 @@
 
 Rows are trained on `labels.file`, judged on `labels.truth` within `selection.size_window_nm`, and
 kept in folders of their names in `output`; a row that is there is not done again, one that was
-interrupted goes on. Writes table.csv and table.txt there, and the table into the report of the row
-`compact`. With --reduced, networks train for a part of the iterations, and YOLO networks have a
-quarter of the filters and see 128 x 256 pixels, so that two cores can do it; their rows say so.
+interrupted goes on, one of other settings or labels is refused. Writes table.csv and table.txt
+there, and the table into the report of the row `compact`. With --reduced, networks train for a part
+of the iterations, and YOLO networks have a quarter of the filters and see 128 x 256 pixels, so that
+two cores can do it; their rows say so.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -178,10 +180,12 @@ def do_network(options: argparse.Namespace, key: str) -> None:
     """Train, classify and select; the first row exports too."""
     config = config_of(options, key)
     row_file = Path(config.output) / "row.json"
+    pipeline.run(config, "report" if key == FIRST else "select")  # what is missing of it
     if row_file.exists():
         log.info("%s is done; remove %s to do it again", key, config.output)
         return
-    pipeline.run(config, "report" if key == FIRST else "select")
+    # Those of the paper's networks are 10 GB a row.
+    shutil.rmtree(Path(config.output) / "checkpoints", ignore_errors=True)
     rate, device = time_network(config)
     name = ROWS[key].name + (", reduced" if options.reduced and ROWS[key].reduced else "")
     write_json(row_file, {"name": name, "patterns_per_second": rate, "device": device})

@@ -97,13 +97,9 @@ def train_members(
         )
     output = Path(config.output)
     record, begun = output / "members" / "training.json", output / "checkpoints" / "settings.json"
-    settings = training_settings(config)
-    # Without a checkpoint nothing depends on the settings of before.
-    is_begun = any((output / "checkpoints").glob("*/*.safetensors"))
-    for path in (record, begun) if is_begun else (record,):
-        stored = read_json(path)["settings"] if path.exists() else {}
-        refuse_changed_training(stored, settings, path.parent)
+    refuse_changed_training(config)
     if not record.exists():
+        settings = training_settings(config)
         write_json(begun, {"settings": settings})
         start = time.perf_counter()
         labels, n_unreadable = drop_unreadable(read_labels(config.labels.file), frames)

@@ -65,6 +65,12 @@ def load_labelled(
         The run of each, shape (frame,), text.
     index : numpy.ndarray
         The position of each in its run, shape (frame,), int64.
+
+    Raises
+    ------
+    DataError
+        If a label names a frame that is not there, or a box of the table lies outside of the
+        region.
     """
     rows = locate(labels, frames)
     classes = np.array([CLASSES.index(name) for name in labels["label"]], np.int64)
@@ -95,7 +101,8 @@ def _find_boxes(
     for run in np.unique(runs):
         place, here = config.geometry_of(str(run)), (runs == run) & np.isnan(boxes).any(1)
         beam = (place.beam_centre_y_px - corner[0], place.beam_centre_x_px - corner[1])
-        boxes[here] = signal_boxes(patterns[here], beam)
+        if here.any():
+            boxes[here] = signal_boxes(patterns[here], beam)
     empty = np.isnan(boxes).any(1)
     if empty.any():
         log.info("%d labelled patterns without visible signal get the whole region", empty.sum())

@@ -100,34 +100,35 @@ def training_settings(config: Config) -> dict[str, Any]:
     return flat | {"labels.file": read_labels(config.labels.file).to_csv(index=False)}
 
 
-def refuse_changed_training(
-    stored: Mapping[str, Any], present: Mapping[str, Any], folder: Path
-) -> None:
-    """Refuse to go on with members that were trained with other settings.
+def refuse_changed_training(config: Config) -> None:
+    """Refuse to go on with members or checkpoints that were trained with other settings.
 
     Parameters
     ----------
-    stored, present : mapping
-        What `training_settings` gave then, empty if nothing is there yet, and gives now.
-    folder : pathlib.Path
-        Where the members are, for the message.
+    config : Config
+        The beamtime, with `labels.file`.
 
     Raises
     ------
     StoreError
         If a value differs; names the keys.
     """
-    changed = _changed(stored, present) if stored else []
-    if changed:
-        told = ", ".join(
-            key if key == "labels.file" else f"{key} (was {stored.get(key)}, is {present.get(key)})"
-            for key in changed
-        )
-        raise StoreError(
-            f"{folder} was trained with other settings: {told}. Set them back, or choose another "
-            "output",
-            changed=changed,
-        )
+    output = Path(config.output)
+    records = [output / "members" / "training.json"]
+    # Without a checkpoint nothing depends on the settings of before.
+    if any((output / "checkpoints").glob("*/*.safetensors")):
+        records.append(output / "checkpoints" / "settings.json")
+    for record in filter(Path.exists, records):
+        stored, present = read_json(record).get("settings", {}), training_settings(config)
+        changed = _changed(stored, present) if stored else []
+        if changed:
+            values = {key: f" (was {stored.get(key)}, is {present.get(key)})" for key in changed}
+            told = ", ".join(key + values[key] * (key != "labels.file") for key in changed)
+            raise StoreError(
+                f"{record.parent} was trained with other settings: {told}. Set them back, or "
+                "choose another output",
+                changed=changed,
+            )
 
 
 def refuse_stale_labels(

@@ -220,19 +220,22 @@ def _set_thresholds(
     """Choose one threshold for members that are judged on the same patterns.
 
     A pattern is selected if all of them accept it, so the F1 to be made largest is that of the
-    smallest of their probabilities; the best of each alone would reject too much together.
+    smallest of their probabilities; the best of each alone would reject too much together. Seeds
+    that draw validation patterns of their own have none in common, and get that nevertheless.
     """
     rows = [parts.validation for parts, *_ in jobs]
+    fraction = jobs[0][1].selection.expected_single_fraction
     if all(np.array_equal(rows[0], other) for other in rows):
         picked, rows = [[pair for group in picked for pair in group]], rows[:1]
     kept = []
     for group, validation in zip(picked, rows, strict=True):
         least = np.min([scores for _, scores in group], axis=0).astype(float)
         is_single = labelled.classes[validation] == SINGLE
-        fraction = group[0][0].provenance["expected_single_fraction"]
         threshold, f1 = best_threshold(least, is_single, fraction)
         log.info("%d members together: validation F1 %.3f", len(group), f1)
-        kept += [dataclasses.replace(member, threshold=threshold) for member, _ in group]
+        for member, _ in group:
+            provenance = {**member.provenance, "validation_f1_together": f1}
+            kept.append(dataclasses.replace(member, threshold=threshold, provenance=provenance))
     return kept
 
 

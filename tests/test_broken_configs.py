@@ -54,6 +54,8 @@ def copy_run(folder: Path) -> None:
 
 ONE_CLASS = "run,index,label\n" + "".join(f"r000{r},{i},single\n" for r in (1, 2) for i in range(9))
 
+PICTURES = ("training.architecture=yolov2", "training.representation.colours=jet")
+
 # Name: --set values, what to do with the folder before, the key's path, a word of the remedy.
 BROKEN = {
     "unknown section": (["trainig={}"], None, "trainig", "Did you mean 'training'"),
@@ -81,6 +83,12 @@ BROKEN = {
         None,
         "preprocessing.region.y",
         "has 40 pixels along y",
+    ),
+    "region too small": (
+        ["preprocessing.region.y=[0, 1]", "hits.threshold=0.1"],
+        None,
+        "preprocessing.region",
+        "at least 8",
     ),
     "region masked": (
         ["runs.mask={folder}/wrong.npy"],
@@ -116,6 +124,30 @@ BROKEN = {
     "classes of nothing": (["em.classes=[]"], None, "em.classes", "at least 1"),
     "window a number": (["selection.size_window_nm=60"], None, "selection.size_window_nm", "list"),
     "bin beyond the region": (["handoff.bin=500"], None, "handoff.bin", "lower it"),
+    "weights of photographs for another network": (
+        ["training.initial=imagenet"],
+        None,
+        "training.initial",
+        "set it to random",
+    ),
+    "pieces of one pattern": (
+        ["training.subdivisions=16"],
+        None,
+        "training.batch_size",
+        "lower ranks or subdivisions",
+    ),
+    "a setting that a network does not know": (
+        [*PICTURES, "training.first_filter=3"],
+        None,
+        "training.first_filter",
+        "no effect on yolov2",
+    ),
+    "a maximum below the logarithmic scale": (
+        [*PICTURES, "training.representation.maximum=1"],
+        None,
+        "training.representation.maximum",
+        "or own",
+    ),
     "scale of other weights": (
         ["training.representation.scale=linear", "training.initial=shipped"],
         None,

@@ -16,7 +16,7 @@ import pytest
 from spidask.cluster import connect
 from spidask.config import Cluster, Ensemble
 from spidask.errors import ConfigError, TrainingError
-from spidask.io.labels import read_labels
+from spidask.io.labels import BOX, read_labels
 from spidask.io.runs import open_runs
 from spidask.labelled import load_labelled, split
 from spidask.metrics import judge
@@ -93,6 +93,20 @@ def test_the_threshold_is_the_best_of_the_intersection(beamtime, tmp_path):
     found = [judge((scores >= t).all(0), is_single)["f1"] for t in np.linspace(0, 1, 1001)]
     (threshold,) = {member.threshold for member in members}
     assert judge((scores >= threshold).all(0), is_single)["f1"] == pytest.approx(max(found))
+    told = [member.provenance["validation_f1_together"] for member in members]
+    assert told == pytest.approx([max(found)] * 3)
+
+
+def test_boxes_of_the_table_go_before_those_of_the_signal(beamtime, tmp_path):
+    config = beamtime.config(tmp_path, training=YOLO)
+    frames, labels = open_runs(config.runs.files, "data"), read_labels(config.labels.file)
+    drawn = labels.assign(x_min=14.0, y_min=9.0, x_max=24.0, y_max=27.0)
+    boxes = load_labelled(frames, drawn, config)[0].boxes
+    np.testing.assert_allclose(boxes, np.tile([15 / 40, 0.5, 0.25, 0.5], (300, 1)), rtol=1e-6)
+    drawn.loc[labels["run"] == "r0001", [*BOX]] = np.nan
+    mixed, own = (load_labelled(frames, table, config)[0].boxes for table in (drawn, labels))
+    np.testing.assert_array_equal(mixed[:150], own[:150])
+    np.testing.assert_array_equal(mixed[150:], boxes[150:])
 
 
 def test_seeds_make_different_members(beamtime, tmp_path):

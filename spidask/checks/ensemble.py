@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from spidask.checks.problems import Beamtime, Problem, finds
-from spidask.config import Config
-from spidask.errors import DataError, SpidaskError
+from spidask.config import DRAW_BOXES, Config
+from spidask.errors import DataError, SpidaskError, TrainingError
 from spidask.io.files import natural_key
-from spidask.io.labels import read_labels
+from spidask.io.labels import read_labels, relative_boxes
 from spidask.labelled import split
 from spidask.networks.batches import Labelled
 from spidask.networks.classifier import SINGLE
@@ -87,14 +87,27 @@ def _unmatched_runs(config: Config, labelled: list[str]) -> Iterator[Problem]:
 
 
 @finds
+def _bad_boxes(beamtime: Beamtime) -> Iterator[Problem]:
+    """Boxes that lie outside of the region of interest."""
+    if beamtime.config.training.architecture not in DRAW_BOXES or beamtime.labels is None:
+        return
+    for y0, y1, x0, x1 in {recipe.region for recipe in beamtime.recipes.values()}:
+        try:
+            relative_boxes(beamtime.labels, (y0, x0), (y1 - y0, x1 - x0))
+        except DataError as error:
+            yield Problem("labels.file", str(error))
+
+
+@finds
 def _bad_ensemble(beamtime: Beamtime) -> Iterator[Problem]:
     """More members than there will be checkpoints."""
     settings = beamtime.config.training
-    if beamtime.config.inference.members or settings.ensemble.kind != "checkpoints":
+    ensemble = settings.ensemble
+    if beamtime.config.inference.members or ensemble.kind != "checkpoints" or ensemble.stages:
         return
     n_checkpoints = -(-settings.iterations // settings.checkpoint_every)
     try:
-        pick_stages([0.0] * n_checkpoints, settings.ensemble)
+        pick_stages([0.0] * n_checkpoints, ensemble)
     except SpidaskError as error:
         yield Problem("training.ensemble", str(error).removeprefix("training.ensemble "))
 
@@ -111,6 +124,9 @@ def _bad_members(beamtime: Beamtime) -> Iterator[Problem]:
             known = load_member(path).provenance.get("expected_single_fraction")
         except DataError as error:
             yield Problem("inference.members", f"{error}; give the path of a member")
+            continue
+        except TrainingError as error:  # a package that its network needs
+            yield Problem("inference.members", f"{path}: {error}")
             continue
         if (fraction := config.selection.expected_single_fraction) not in (None, known):
             yield Problem(

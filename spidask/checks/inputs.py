@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from spidask.checks.problems import Beamtime, Problem, finds
+from spidask.checks.problems import Beamtime, Problem, as_problem, finds
 from spidask.config import PICTURES
-from spidask.errors import SpidaskError
+from spidask.errors import ConfigError, SpidaskError
 from spidask.frames.hits import looks_like_only_hits
 from spidask.frames.mask import usable_pixels
 from spidask.io.maps import load_map
@@ -56,13 +56,15 @@ def _odd_region(beamtime: Beamtime) -> Iterator[Problem]:
                 "handoff.bin",
                 f"{width} is more than the region of {shape[0]} x {shape[1]} pixels; lower it",
             )
-        if beamtime.config.training.architecture in PICTURES:
-            continue  # whose size is a setting
         try:
             cost = measure_networks(beamtime.config, shape).gflop
+        except ConfigError as error:
+            yield as_problem(error, "preprocessing.region")
+            return
         except SpidaskError:
             return  # told where members are checked
-        if cost > MANY_GFLOP:
+        # The size of pictures is a setting.
+        if cost > MANY_GFLOP and beamtime.config.training.architecture not in PICTURES:
             yield Problem(
                 "preprocessing.region",
                 f"{shape[0]} x {shape[1]} pixels cost the network {cost:.2g} GFLOP a pattern; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from spidask.checks.problems import Beamtime, Problem, as_problem, finds
 from spidask.errors import ClusterError, SpidaskError, StoreError
 from spidask.io.files import natural_key
 from spidask.io.fingerprint import read_fingerprint
+from spidask.networks.checkpoints import find_last
 from spidask.networks.device import resolve_device
 from spidask.planning import make_plan
 from spidask.provenance import (
@@ -23,7 +23,6 @@ from spidask.provenance import (
     refuse_other_beamtime,
     refuse_stale_labels,
     sign_inputs,
-    training_settings,
 )
 from spidask.units import format_bytes
 
@@ -137,14 +136,17 @@ def _other_beamtime(beamtime: Beamtime) -> Iterator[Problem]:
 def _stale_output(beamtime: Beamtime) -> Iterator[Problem]:
     """Members or labels that were made with other settings or files."""
     config, folder = beamtime.config, Path(beamtime.config.output) / "members"
-    record = folder / "training.json"
-    if beamtime.labels is not None and record.exists():
+    if beamtime.labels is not None:
         try:
-            stored = json.loads(record.read_text()).get("settings", {})
-            refuse_changed_training(stored, training_settings(config), folder)
+            refuse_changed_training(config)
+            if not (folder / "training.json").exists():
+                for begun in sorted((folder.parent / "checkpoints").glob("seed*")):
+                    find_last(begun)
         except SpidaskError as error:
             yield Problem("output", str(error))
             return
+        except OSError:
+            return  # told where the starting weights are checked
     members = [Path(path) for path in config.inference.members or []]
     members = members or sorted(folder.glob("*.safetensors"), key=lambda p: natural_key(p.name))
     if beamtime.frames is not None and beamtime.recipes and all(p.is_file() for p in members):

@@ -13,6 +13,8 @@ PICTURES = ("efficientnet", "yolov2", "yolov3")
 """Architectures that are shown pictures; the others see photons."""
 DRAW_BOXES = ("yolov2", "yolov3")
 """Architectures that learn where on the picture a single hit is."""
+UNUSED = {"efficientnet": ("width", "first_filter")} | dict.fromkeys(DRAW_BOXES, ("first_filter",))
+"""Settings that an architecture does not know."""
 
 
 class Representation(Section):
@@ -28,9 +30,16 @@ class Representation(Section):
     """Rows and columns of a picture."""
 
     @model_validator(mode="after")
-    def _own_in_pictures(self) -> Representation:
-        if self.maximum == "own" and self.colours == "none":
+    def _possible_maximum(self) -> Representation:
+        is_picture = self.colours != "none"
+        if self.maximum == "own" and not is_picture:
             raise ValueError("maximum: own is for pictures; give photons, or colours jet or grey")
+        is_logarithmic = is_picture and self.scale == "logarithmic"
+        if is_logarithmic and self.maximum != "own" and self.maximum <= 1:
+            raise ValueError(
+                f"maximum: {self.maximum:g}, but the logarithmic scale of pictures begins at 1 "
+                "photon; give more, or own"
+            )
         return self
 
 
@@ -53,7 +62,7 @@ class Training(Section):
     """Runs, or patterns of their names, whose labels train; nothing: drawn with the seed."""
     architecture: Literal["compact", "resnet18", "efficientnet", "yolov2", "yolov3"] = "compact"
     width: Annotated[float, Field(ge=1 / 16, le=4)] = 1.0
-    """Share of the filters of each layer."""
+    """Share of the filters of each layer, but for ``efficientnet``."""
     first_filter: Annotated[int, Field(ge=1, le=31)] = 7
     """Edge of the first filter of ``compact`` and ``resnet18`` in pixels, odd."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -88,11 +97,16 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _equal_pieces(self) -> Training:
-        if self.batch_size % (self.ranks * self.subdivisions):
+        n_pieces = self.ranks * self.subdivisions
+        if self.batch_size % n_pieces:
             raise ValueError(
-                f"batch_size: {self.batch_size} patterns cannot be cut into "
-                f"{self.ranks * self.subdivisions} equal pieces; give a multiple of ranks times "
-                "subdivisions"
+                f"batch_size: {self.batch_size} patterns cannot be cut into {n_pieces} equal "
+                "pieces; give a multiple of ranks times subdivisions"
+            )
+        if self.batch_size == n_pieces:
+            raise ValueError(
+                f"batch_size: {self.batch_size} in {n_pieces} pieces of one pattern, which cannot "
+                "be normalized by itself; lower ranks or subdivisions"
             )
         return self
 
@@ -107,6 +121,17 @@ class Training(Section):
             )
         if self.first_filter % 2 == 0:
             raise ValueError(f"first_filter: {self.first_filter} is even; give an odd number")
+        if self.initial == "imagenet" and self.architecture != "efficientnet":
+            raise ValueError(
+                f"initial: imagenet, but {self.architecture} has no such weights; efficientnet "
+                "has, or set it to random"
+            )
+        for name in UNUSED.get(self.architecture, ()):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name}: {getattr(self, name):g} has no effect on {self.architecture}; "
+                    "leave it out"
+                )
         if self.ensemble.stages:
             self._refuse_missing_stages(self.ensemble.stages)
         return self

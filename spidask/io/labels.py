@@ -41,7 +41,7 @@ def read_labels(source: str | Path) -> pd.DataFrame:
     ------
     DataError
         If no file is there, a column is missing, a label is no known class, a number is no
-        whole number, or a frame is labelled twice; names the file and the line.
+        whole number, a box is none, or a frame is labelled twice; names the file and the line.
 
     Examples
     --------
@@ -61,7 +61,7 @@ def read_labels(source: str | Path) -> pd.DataFrame:
     for path, table in zip(paths, tables, strict=True):
         if list(table.columns) != list(tables[0].columns):
             raise DataError(
-                f"{path}: names frames by other columns than {paths[0]} ({', '.join(identity)}); "
+                f"{path}: has other columns than {paths[0]} ({', '.join(tables[0].columns)}); "
                 "give files of one form",
                 path=path,
             )
@@ -111,13 +111,30 @@ def relative_boxes(
     Returns
     -------
     numpy.ndarray
-        Shape (row, 4), float32: centre x, centre y, width and height, relative to the region; NaN
-        where the table has none.
+        Shape (row, 4), float32: centre x, centre y, width and height, relative to the region and
+        cut at its edges; NaN where the table has none.
+
+    Raises
+    ------
+    DataError
+        If a box lies outside of the region; names the frame.
     """
     if not set(BOX) <= set(labels.columns):
         return np.full((len(labels), 4), np.nan, np.float32)
     corners = labels[[*BOX]].to_numpy(float) - (corner[::-1] * 2)
+    corners = np.clip(corners, 0, shape[::-1] * 2)  # NaN stays
     low, high = corners[:, :2], corners[:, 2:]
+    outside = labels[(low == high).any(1)]
+    if len(outside):
+        identity, row = [*_identity(labels.columns)], outside.iloc[0]
+        named = " ".join(f"{name} {row[name]}" for name in identity)
+        x_min, y_min, x_max, y_max = (f"{row[name]:g}" for name in BOX)
+        raise DataError(
+            f"{named}: the box from x {x_min}, y {y_min} to x {x_max}, y {y_max} lies outside of "
+            f"the region, x {corner[1]} to {corner[1] + shape[1]}, y {corner[0]} to "
+            f"{corner[0] + shape[0]} ({len(outside)} such rows); give pixels of the full frame",
+            n_outside=len(outside),
+        )
     boxes = np.concatenate([(low + high) / 2, high - low], 1) / (shape[::-1] * 2)
     return np.asarray(boxes, np.float32)
 
@@ -175,14 +192,19 @@ def _read_one(path: str) -> pd.DataFrame:
         raise DataError(f"{path}: is no CSV table: {' '.join(str(error).split())}") from None
     table.columns = [str(name).strip() for name in table.columns]
     identity = _identity(table.columns, path)
-    boxes = BOX if set(BOX) <= set(table.columns) else ()
+    boxes = [name for name in BOX if name in table.columns]
+    if boxes and len(boxes) < len(BOX):
+        raise DataError(
+            f"{path}: has {', '.join(boxes)} of the columns {', '.join(BOX)}; give all or none",
+            path=path,
+        )
     table = pd.DataFrame({name: table[name].str.strip() for name in (*identity, "label", *boxes)})
     table = table[(table != "").any(axis=1)]
     for name in identity:
         if name != "run":
             table[name] = _whole_numbers(table[name], path)
     if boxes:
-        table[[*boxes]] = _read_boxes(table[[*boxes]], path)
+        table[boxes] = _read_boxes(table[boxes], path)
     unknown = table[~table["label"].isin(CLASSES)]
     if len(unknown):
         raise DataError(

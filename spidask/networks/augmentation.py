@@ -35,7 +35,7 @@ def augment(
     pattern : numpy.ndarray
         A new array of the same shape and dtype.
     box : numpy.ndarray or None
-        Where the box went; its width and height stay.
+        Where the box went; its width and height stay, and its centre on the pattern.
     """
     if random.random() < 0.5:
         pattern = thin(pattern, random.uniform(LEAST_FLUENCE, 1.0), random)
@@ -49,8 +49,8 @@ def augment(
     if box is None:
         return pattern, None
     (height, width), (x, y, *size) = pattern.shape, box
-    moved = [(1 - x if is_mirrored else x) + dx / width, y + dy / height, *size]
-    return pattern, np.array(moved, np.float32)
+    centre = np.clip([(1 - x if is_mirrored else x) + dx / width, y + dy / height], 0, 1)
+    return pattern, np.array([*centre, *size], np.float32)
 
 
 def thin(pattern: FloatArray, share: float, random: np.random.Generator) -> FloatArray:

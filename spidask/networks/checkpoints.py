@@ -70,6 +70,41 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("[0-9]*.safetensors"))
 
 
+def find_last(folder: Path) -> tuple[Path, Path] | None:
+    """Find what a run goes on with.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Where `save_checkpoint` wrote.
+
+    Returns
+    -------
+    checkpoint, optimizer : pathlib.Path
+        The last checkpoint and its optimizer; nothing where there is no checkpoint.
+
+    Raises
+    ------
+    DataError
+        If one of them is damaged, or the optimizer's is not there.
+    """
+    found = list_checkpoints(folder)
+    if not found:
+        return None
+    beside = found[-1].with_name(f"optimizer_{found[-1].name}")
+    remedy = f"remove {folder} to train from the start"
+    if not beside.exists():
+        raise DataError(
+            f"{beside} is not there, and without it the training cannot go on; {remedy}"
+        )
+    for path in (found[-1], beside):
+        try:
+            load_tensors(path, only=())
+        except DataError as error:
+            raise DataError(f"{error}; {remedy}") from None
+    return found[-1], beside
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint, without the optimizer.
 
@@ -178,16 +213,11 @@ def restore(
     DataError
         If the file is damaged, or the optimizer's is not there.
     """
-    found = list_checkpoints(folder)
-    if not found:
+    found = find_last(folder)
+    if found is None:
         return []
-    beside = found[-1].with_name(f"optimizer_{found[-1].name}")
-    if not beside.exists():
-        raise DataError(
-            f"{beside} is not there, and without it the training cannot go on; remove {folder} to "
-            "train from the start"
-        )
-    checkpoint = load_checkpoint(found[-1])
+    last, beside = found
+    checkpoint = load_checkpoint(last)
     network.load_state_dict(checkpoint.network.state_dict())
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in load_tensors(beside)[0].items():

@@ -13,9 +13,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spidask.config import Config, Representation
+from spidask.errors import ConfigError
 from spidask.networks.architectures import new_network
 from spidask.networks.classifier import Classifier
 from spidask.networks.member import load_member
+
+LEAST_EDGE = 8
+"""Pixels of a region along an axis; in training, patterns are shifted by up to 3."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,18 @@ def measure_networks(config: Config, shape: tuple[int, int]) -> Cost:
 
     Raises
     ------
+    ConfigError
+        If the region is too small for networks.
     DataError
         If `inference.members` names no member.
     TrainingError
         If a package is missing that the architecture needs.
     """
+    if min(shape) < LEAST_EDGE:
+        raise ConfigError(
+            f"preprocessing.region: {shape[0]} x {shape[1]} pixels are too few for networks; give "
+            f"at least {LEAST_EDGE} along both axes"
+        )
     if config.inference.members:
         member = load_member(config.inference.members[0])
         return measure_cost(member.network, member.representation, shape)

@@ -185,7 +185,8 @@ def read_weights(network: Darknet, path: str | Path, *, prefix: bool = False) ->
     Raises
     ------
     DataError
-        If the file is cut off within a layer or holds more than the network; names the layer.
+        If the file is cut off within a layer, holds more than the network, or something else
+        than numbers; names the layer.
     """
     numbers = _read_numbers(Path(path))
     at, n_filled = 0, 0
@@ -198,6 +199,12 @@ def read_weights(network: Darknet, path: str | Path, *, prefix: bool = False) ->
             raise DataError(
                 f"{path} ends in layer {place}, convolution {n_filled}: {len(numbers) - at} of "
                 f"{wanted} numbers are there; is it cut off, or of another network?",
+                layer=place,
+            )
+        if not np.isfinite(numbers[at : at + wanted]).all():
+            raise DataError(
+                f"{path}: not all of layer {place}, convolution {n_filled}, are numbers; is it "
+                "damaged, or no file of Darknet weights?",
                 layer=place,
             )
         for part in parts:
@@ -243,9 +250,12 @@ def _read_numbers(path: Path) -> npt.NDArray[np.float32]:
     major, minor, _ = struct.unpack_from(HEADER, data)
     is_long = 10 * major + minor >= 2 and major < 1000 and minor < 1000
     start = struct.calcsize(HEADER) + (8 if is_long else 4)
-    if major < 0 or minor < 0 or (len(data) - start) % 4:
-        raise DataError(f"{path} is no file of Darknet weights, or cut off within a number")
-    return np.frombuffer(data, "<f4", offset=start).astype(np.float32)
+    if major < 0 or minor < 0 or len(data) < start:
+        raise DataError(f"{path} is no file of Darknet weights")
+    # What is left of a number that is cut off counts as one that is none.
+    odd = (len(data) - start) % 4
+    numbers = np.frombuffer(data[: len(data) - odd], "<f4", offset=start)
+    return np.append(numbers, [np.nan] * bool(odd)).astype(np.float32)
 
 
 def _parts(block: nn.Sequential) -> list[torch.Tensor]:

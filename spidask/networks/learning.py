@@ -160,7 +160,7 @@ def train_rank(
     Raises
     ------
     TrainingError
-        If the loss is not finite; the last checkpoint stays.
+        If the loss or a score is not finite; the last checkpoint stays.
     DataError
         If the ranks do not find the same checkpoints.
 
@@ -202,11 +202,7 @@ def train_rank(
             means = team.total(torch.stack([*terms.values()])).tolist()
             mean = sum(means)
             if not math.isfinite(mean):
-                raise TrainingError(
-                    f"the loss is {mean} at iteration {iteration}; lower "
-                    f"training.learning_rate ({settings.learning_rate:g}) and run again",
-                    iteration=iteration,
-                )
+                raise _diverged(f"the loss is {mean}", iteration, settings)
             optimizer.step()
             row: dict[str, float] = {"iteration": iteration, "loss": round(mean, 6)}
             if len(terms) > 1:
@@ -217,13 +213,11 @@ def train_rank(
             if iteration % settings.checkpoint_every == 0 or iteration == settings.iterations:
                 at_once = min(SCORED_AT_ONCE, n)
                 scored = logits(
-                    network.eval(),
-                    settings.representation,
-                    validation,
-                    at_once,
-                    settings.precision,
+                    network.eval(), settings.representation, validation, at_once, settings.precision
                 )
                 network.train()
+                if not np.isfinite(scored).all():
+                    raise _diverged("a score is no number", iteration, settings)
                 row |= judge(scored)
                 save_checkpoint(folder, network, optimizer, scored, history)
             if "validation_f1" in row or iteration % 10 == 0:
@@ -256,6 +250,11 @@ def rate_share(iteration: int, settings: Training) -> float:
     if iteration <= warm:
         return iteration / warm
     return 0.5 * (1 + math.cos(math.pi * (iteration - warm) / max(1, iterations - warm + 1)))
+
+
+def _diverged(what: str, iteration: int, settings: Training) -> TrainingError:
+    rate = f"lower training.learning_rate ({settings.learning_rate:g}) and run again"
+    return TrainingError(f"{what} at iteration {iteration}; {rate}", iteration=iteration)
 
 
 def _make_optimizer(network: Classifier, settings: Training) -> torch.optim.Optimizer:

@@ -54,7 +54,7 @@ def render(
     are linear and separable, so that one product with a matrix from each side does both.
     """
     values = _scale(patterns, scale, maximum)
-    levels = (values * LEVELS).long().clamp_(0, LEVELS - 1)
+    levels = (values * LEVELS).clamp_(max=LEVELS - 1).long()
     table = _table(colours).to(patterns.device)
     seen = table[levels].permute(0, 3, 1, 2)
     figure, inner = _sizes((patterns.shape[1], patterns.shape[2]), size)

@@ -4,11 +4,14 @@ import json
 import shutil
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 
 from spidask.checks import check
 from spidask.checks.resources import _runs_on
+from spidask.networks.checkpoints import save_checkpoint
+from spidask.networks.compact import Compact
 from spidask.pipeline import run
 from spidask.provenance import sign_beamtime, training_settings
 
@@ -106,3 +109,26 @@ def test_a_beamtime_simulated_with_other_settings(beamtime, tmp_path):
     (problem,) = check(config(2))
     assert (problem.severity, problem.place) == ("error", "simulation.folder")
     assert "simulation.seed (was 1, is 2)" in problem.message
+
+
+def test_a_training_that_cannot_go_on(beamtime, tmp_path):
+    config = beamtime.config(tmp_path)
+    folder = tmp_path / "checkpoints" / "seed0"
+    network, settings = Compact(), training_settings(config)
+    history = [{"iteration": 1, "loss": 1.0}]
+    adam = torch.optim.AdamW(network.parameters())
+    save_checkpoint(folder, network, adam, np.zeros(2, np.float32), history)
+    record = tmp_path / "checkpoints" / "settings.json"
+    record.write_text(json.dumps({"settings": settings}))
+    assert check(config) == []
+    (problem,) = check(beamtime.config(tmp_path, training={"seed": 7}))
+    assert (problem.severity, problem.place) == ("error", "output")
+    assert "checkpoints was trained with other settings: training.seed (was 0" in problem.message
+    (folder / "000001.safetensors").write_bytes(b"cut off")
+    (problem,) = check(config)
+    assert "000001.safetensors is no spidask tensor file" in problem.message
+    assert problem.message.endswith(f"remove {folder} to train from the start")
+    save_checkpoint(folder, network, adam, np.zeros(2, np.float32), history)
+    (folder / "optimizer_000001.safetensors").unlink()
+    (problem,) = check(config)
+    assert "optimizer_000001.safetensors is not there" in problem.message

@@ -53,6 +53,7 @@ def test_event_ids_name_frames_too(tmp_path):
         ([f"run,index,label,{','.join(BOX)}", "r1,0,single,,,,", "r1,1,single,5,5,,9"],
          r"line 3: x_min, y_min, x_max, y_max 5, 5, , 9 is no box; give two corners"),
         ([f"run,index,label,{','.join(BOX)}", "r1,0,single,9,5,5,9"], "line 2: .* is no box"),
+        (["run,index,label,x_min,y_max", "r1,0,single,9,5"], "has x_min, y_max of the columns x_m"),
     ],
 )  # fmt: skip
 def test_a_broken_table_is_named_with_its_line(tmp_path, lines, message):
@@ -76,6 +77,17 @@ def test_boxes_are_read_and_placed_in_the_region(tmp_path):
     assert np.isnan(relative_boxes(labels[["run", "index", "label"]], (20, 10), (40, 80))).all()
 
 
+def test_boxes_are_cut_at_the_edges_of_the_region(tmp_path):
+    head = f"run,index,label,{','.join(BOX)}"
+    path = write(tmp_path / "l.csv", head, "r1,0,single,0,30,30,1000", "r1,1,single,90,30,99,40")
+    labels = read_labels(path)
+    # A region of rows 20 to 60 and columns 10 to 90.
+    boxes = relative_boxes(labels[:1], (20, 10), (40, 80))
+    np.testing.assert_allclose(boxes[0], [10 / 80, 25 / 40, 20 / 80, 30 / 40])
+    with pytest.raises(DataError, match=r"^run r1 index 1: the box from x 90, .* x 10 to 90, y 20"):
+        relative_boxes(labels, (20, 10), (40, 80))
+
+
 def test_no_table_at_all(tmp_path):
     with pytest.raises(DataError, match="no such table"):
         read_labels(tmp_path / "none*.csv")
@@ -90,7 +102,7 @@ def test_no_table_at_all(tmp_path):
 def test_files_of_different_form_are_not_joined(tmp_path):
     write(tmp_path / "a.csv", "run,index,label", "r1,5,background")
     write(tmp_path / "b.csv", "timestamp,label", "5,background")
-    with pytest.raises(DataError, match="by other columns than"):
+    with pytest.raises(DataError, match="has other columns than"):
         read_labels(tmp_path / "*.csv")
 
 

@@ -62,8 +62,12 @@ def test_rows_are_done_once_and_stand_in_one_table(config_file, tmp_path):
     assert text in done.stdout
     assert "published by Ignatenko" in text
     assert "YOLOv2 grey linear, reduced" in (tmp_path / "table/compact/report.html").read_text()
-    again = call(config_file, "compact", "yolov2_grey_linear", "--reduced", *settings, *small)
-    assert again.stderr.count("is done; remove") == 2
+    again = call(config_file, "yolov2_grey_linear", "--reduced", *settings, *small)
+    assert "yolov2_grey_linear is done; remove" in again.stderr
+    assert not list((tmp_path / "table").glob("*/checkpoints"))
+    other = call(config_file, "compact", *settings, "--set", "training.seed=7")
+    assert other.returncode == 1
+    assert "trained with other settings: training.seed (was 0, is 7)" in other.stderr
 
 
 def test_unknown_rows_and_a_missing_truth_are_refused(config_file):

@@ -52,3 +52,11 @@ def test_boxes_go_with_their_patterns():
         if len(x) == 20 and len(y) == 10:  # no hole cut its edges
             edges = [(x[0] + x[-1] + 1) / 160, (y[0] + y[-1] + 1) / 80, 20 / 80, 10 / 40]
             np.testing.assert_allclose(found, edges, atol=1e-6)
+
+
+def test_a_box_at_the_edge_keeps_its_centre_on_the_pattern():
+    pattern, box = np.zeros((8, 8), np.float32), np.array([0.1, 0.9, 0.2, 0.2], np.float32)
+    found = [augment(pattern, box, np.random.default_rng(seed))[1] for seed in range(50)]
+    centres = np.array(found)[:, :2]
+    assert (centres.min(), centres.max()) == (0, 1)
+    np.testing.assert_array_equal(np.array(found)[:, 2:], np.tile(box[2:], (50, 1)))

@@ -103,7 +103,11 @@ def test_a_prefix_fills_the_first_layers(tmp_path):
     [
         (lambda data: data[:-8], r"ends in layer 3, convolution 2: 28 of 30 numbers are there"),
         (lambda data: data + bytes(40), "holds 10 numbers more than this network's 326"),
-        (lambda data: data[:-3], "cut off within a number"),
+        (lambda data: data[:-3], "not all of layer 3, convolution 2, are numbers; is it damaged"),
+        (lambda data: data[:-5], "ends in layer 3, convolution 2"),
+        (lambda data: data + b"x", "holds 1 numbers more than this network's 326"),
+        (lambda data: data[:100] + b"\xff" * 4 + data[104:], "not all of layer 0, convolution 0"),
+        (lambda data: b"\xff" * len(data), "is no file of Darknet weights"),
         (lambda data: data[:7], "has 7 bytes and no header"),
     ],
 )

@@ -158,6 +158,13 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
         run(tmp_path, settings)
 
 
+def test_scores_that_are_no_numbers_stop_and_say_why(tmp_path):
+    settings = SETTINGS.model_copy(update={"learning_rate": 1e30, "checkpoint_every": 1})
+    with pytest.raises(TrainingError, match=r"^a score is no number at iteration 1; lower train"):
+        run(tmp_path, settings)
+    assert list_checkpoints(tmp_path) == []
+
+
 def test_weights_of_another_representation_are_refused(tmp_path):
     settings = SETTINGS.model_copy(
         update={"initial": "shipped", "representation": Representation(scale="linear")}

@@ -93,6 +93,12 @@ def test_a_set_limit_makes_patterns_comparable():
     assert middle.tolist() == pytest.approx([32, 128])
 
 
+def test_what_is_far_beyond_the_limit_is_brightest():
+    patterns = torch.full((1, 4, 4), 1e6)
+    found = render(patterns, (32, 32), colours="grey", scale="linear", maximum=1e-20)
+    assert found[0, 0, 16, 16] == 1
+
+
 def test_the_regions_own_aspect_leaves_little_grey():
     found = render(torch.zeros(1, 123, 240), (224, 416), colours="grey", scale="linear")
     assert (found == 0.5).float().mean() < 0.06
