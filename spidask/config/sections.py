@@ -123,6 +123,8 @@ class Preprocessing(Section):
     """``file:dataset`` of a map (y, x) by which frames are divided."""
     common_mode: CommonMode | None = None
     adu_per_photon: Positive = 1.0
+    """ADU of a photon of geometry.photon_energy_ev; scaled to each frame's photon energy where
+    that is known. 1 says that frames are in photons, whatever their energy."""
     photon_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
     """A pixel holds n photons from n - 1 + this many photons on."""
     saturation_adu: Positive | None = None

@@ -158,7 +158,7 @@ def _read_columns(file: h5py.File, path: str, settings: Events) -> dict[str, NDA
             "events.timestamp",
             path=path,
         )
-    read = {
+    read: dict[str, NDArray[Any]] = {
         name: read_event_ids({place: file[place] for place in places}, slice(None))
         for name, places in ids.items()
     }
@@ -177,8 +177,10 @@ def _read_columns(file: h5py.File, path: str, settings: Events) -> dict[str, NDA
     return read
 
 
-def find_ids(file: h5py.File, timestamp: str | None = None) -> dict[str, list[str]]:
-    """Find the event ids of a file of small data, whose number of events is not known before.
+def find_ids(
+    file: h5py.File, timestamp: str | None = None, n_frames: int | None = None
+) -> dict[str, list[str]]:
+    """Find the event ids of a file that need not hold frames.
 
     Parameters
     ----------
@@ -186,6 +188,8 @@ def find_ids(file: h5py.File, timestamp: str | None = None) -> dict[str, list[st
         The open file.
     timestamp : str, optional
         Path of the time stamps, where they are not at a usual place.
+    n_frames : int, optional
+        How many events there are, where that is known.
 
     Returns
     -------
@@ -198,6 +202,8 @@ def find_ids(file: h5py.File, timestamp: str | None = None) -> dict[str, list[st
         is_array = isinstance(item, h5py.Dataset) and item.shape is not None
         return (item.shape, item.dtype.kind) if is_array else None
 
+    if n_frames is not None:
+        return find_event_ids("", n_frames, describe)
     places = ("", "entry_1/", "LCLS/")
     usual = [f"{place}{names[0]}" for place in places for names in EVENT_IDS["timestamp"]]
     for name in [timestamp] if timestamp else usual:

@@ -121,7 +121,7 @@ def _load(cache: Path, key: list[object]) -> dict[str, FileEntry]:
     """Read the cache; one that is missing, damaged or of other settings is empty."""
     try:
         stored = json.loads(cache.read_text())
-        if (stored["version"], stored["key"]) != (VERSION, json.loads(json.dumps(key))):
+        if (stored["version"], stored["dataset"]) != (VERSION, json.loads(json.dumps(key))):
             return {}
         return {entry["path"]: _revive(entry) for entry in stored["files"]}
     except (OSError, ValueError, KeyError, TypeError):
@@ -137,7 +137,7 @@ def _revive(entry: dict[str, object]) -> FileEntry:
 
 def _save(cache: Path, key: list[object], entries: dict[str, FileEntry]) -> None:
     files = [asdict(entry) for entry in entries.values()]
-    text = json.dumps({"version": VERSION, "key": key, "files": files})
+    text = json.dumps({"version": VERSION, "dataset": key, "files": files})
     cache.parent.mkdir(parents=True, exist_ok=True)
     # A reader never sees half a cache: the new one takes its place in one step.
     temporary = cache.with_name(f".{cache.name}.{os.getpid()}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -40,6 +40,7 @@ ENERGIES: dict[str, tuple[tuple[str, float], ...]] = {
 }
 """Where files have the energies of the vocabulary, and the factor that gives its unit."""
 
+
 @dataclass(frozen=True)
 class Layout:
     """What a user says of the inside of files, besides the path of the frames.
@@ -69,12 +70,12 @@ Describe = Callable[[str], tuple[tuple[int, ...], str] | None]
 """From the path of an array to its shape and the kind of its dtype, None where there is none."""
 
 
-def find_stack(root: Mapping[str, Any], dataset: str) -> str:
+def find_stack(root: Any, dataset: str) -> str:
     """Find the frames in a file whose `dataset` is not there.
 
     Parameters
     ----------
-    root : mapping
+    root : h5py.File or zarr.Group
         The open HDF5 file or Zarr group.
     dataset : str
         Path that was looked at; only where it is `DATASET`, the default, others are tried.
@@ -92,23 +93,44 @@ def find_stack(root: Mapping[str, Any], dataset: str) -> str:
     if dataset != DATASET:
         return ""
     for place in USUAL_STACKS:
-        found: dict[Any, str] = {}
-        for path in _expand(root, place):
-            item = root.get(path)
-            if getattr(item, "ndim", 0) == 3:
-                # Links to one array are one array; Zarr has no links, and no ids.
-                found.setdefault(getattr(item, "id", path), path)
+        found = find_arrays(root, place, ndim=3)
         if len(found) > 1:
             raise DataError(
-                f"holds several stacks of frames, {', '.join(found.values())}; set runs.dataset",
-                stacks=list(found.values()),
+                f"holds several stacks of frames, {', '.join(found)}; set runs.dataset",
+                stacks=found,
             )
         if found:
-            return next(iter(found.values()))
+            return found[0]
     return ""
 
 
-def _expand(root: Mapping[str, Any], place: str) -> Iterator[str]:
+def find_arrays(root: Any, place: str, ndim: int) -> list[str]:
+    """List the arrays at a place that is given by patterns.
+
+    Parameters
+    ----------
+    root : h5py.File or zarr.Group
+        The open file or folder.
+    place : str
+        Path with patterns for names, such as ``entry_*/data_*/data``.
+    ndim : int
+        Dimensions that the arrays have.
+
+    Returns
+    -------
+    list of str
+        Paths; of several links to one array the first.
+    """
+    found: dict[Any, str] = {}
+    for path in _expand(root, place):
+        item = root.get(path)
+        if getattr(item, "ndim", None) == ndim:
+            # Zarr has no links, and no ids.
+            found.setdefault(getattr(item, "id", path), path)
+    return list(found.values())
+
+
+def _expand(root: Any, place: str) -> Iterator[str]:
     paths = [""]
     for pattern in place.split("/"):
         paths = [
@@ -121,7 +143,9 @@ def _expand(root: Mapping[str, Any], place: str) -> Iterator[str]:
 
 
 def _names(group: Any) -> list[str]:
-    return sorted(group.keys(), key=lambda name: (len(name), name)) if hasattr(group, "keys") else []
+    return (
+        sorted(group.keys(), key=lambda name: (len(name), name)) if hasattr(group, "keys") else []
+    )
 
 
 def find_energies(dataset: str, n_frames: int, describe: Describe) -> dict[str, list[Any]]:
@@ -155,9 +179,7 @@ def find_energies(dataset: str, n_frames: int, describe: Describe) -> dict[str, 
     return found
 
 
-def refuse_unfitting(
-    layout: Layout, shape: tuple[int, ...], describe: Describe
-) -> None:
+def refuse_unfitting(layout: Layout, shape: tuple[int, ...], describe: Describe) -> None:
     """Refuse a file that lacks the arrays of a layout, or holds them in another form.
 
     Parameters
@@ -192,5 +214,3 @@ def refuse_unfitting(
 
 def _say_array(what: str, path: str, found: tuple[tuple[int, ...], str] | None) -> str:
     return f"{what} '{path}' has shape {found[0]}" if found else f"has no {what} '{path}'"
-
-

@@ -214,7 +214,7 @@ class _Binary:
 
     def __getitem__(self, key: tuple[slice, slice, slice]) -> NDArray[Any]:
         rows, y, x = key
-        n_frames, n_rows, n_columns = self.shape
+        n_frames = self.shape[0]
         if self.kind:
             dense = np.memmap(self.path, KINDS[self.kind], "r", HEADER_BYTES, self.shape)
             return np.array(dense[rows, y, x])

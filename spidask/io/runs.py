@@ -80,8 +80,8 @@ def open_runs(
         where there is none; with events ``n_events``, how many have the frame's time stamp.
         Sorted by run and index; the lookup tables are ``run_name`` and ``file_path``. The dtype is
         that to which NumPy promotes those of the files, in native byte order, and a float with a
-        mask inside the files. attrs: ``dataset``; ``layout``; ``repeated_frames``, how many frames share run
-        and index with another (0 unless the layout names them);
+        mask inside the files. attrs: ``dataset``; ``layout``; ``repeated_frames``, how many
+        frames share run and index with another (0 unless the layout names them);
         ``unreadable_files``, list of [path, reason], whose frames are unknown and not here;
         ``unreadable_runs``, names of the runs that have no other files; ``odd_files``, list of
         [path, reason], whose frames have another shape than most files' and are here but filled;
@@ -374,7 +374,11 @@ def sign_files(ds: xr.Dataset) -> dict[str, list[list[str | int]]]:
     )
     for code, file in _runs_and_files(ds):
         path = paths[file]
-        entry = [Path(path).name, *stat_file(path, datasets[file]), int(lengths[file])]
+        entry: list[str | int] = [
+            Path(path).name,
+            *stat_file(path, datasets[file]),
+            int(lengths[file]),
+        ]
         signatures.setdefault(ds["run_name"].values[code], []).append(entry)
     return signatures
 

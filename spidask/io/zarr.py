@@ -208,8 +208,6 @@ def _find(root: zarr.Group | zarr.Array[Any], dataset: str) -> tuple[zarr.Array[
     raise DataError(f"has no array '{dataset}'; it holds {names}; set runs.dataset")
 
 
-def _describe(
-    root: zarr.Group | zarr.Array[Any], name: str
-) -> tuple[tuple[int, ...], str] | None:
+def _describe(root: zarr.Group | zarr.Array[Any], name: str) -> tuple[tuple[int, ...], str] | None:
     item = None if isinstance(root, zarr.Array) else root.get(name)
     return (item.shape, item.dtype.kind) if isinstance(item, zarr.Array) else None
