@@ -89,9 +89,10 @@ def are_letters(path: str) -> bool:
     """
     try:
         with open(path) as file:
-            return all(len(line.strip()) <= 1 for line in file)
+            lengths = {len(line.strip()) for line in file}
     except (OSError, UnicodeDecodeError):
         return False
+    return bool(lengths) and lengths <= {0, 1}
 
 
 def read_letters(path: str, settings: Labels) -> pd.DataFrame:
