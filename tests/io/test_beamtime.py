@@ -62,7 +62,7 @@ def test_original_frames_go_through_the_whole_pipeline(beamtime, hits):
     counts = pipeline.run(config, "export")["counts"]
     assert counts["read"]["frames"] == 150
     # The rows of the file are in reverse order of time.
-    assert counts["read"]["ids"].keys() == {"unordered_timestamps"}
+    assert counts["read"]["ids"].keys() == {"unordered_ids"}
     table = read_selection_csv(config.output)
     with h5py.File(hits / "hits.h5") as file:
         names = [f"r{n:04d}" for n in file["run"][()]]

@@ -147,8 +147,8 @@ def test_oddities_are_counted_and_cost_no_frame(tmp_path):
     ds = open_configured(config)
     assert ds.sizes["frame"] == 10
     assert judge_ids(ds, config) == {
-        "repeated_timestamps": 2,
-        "unordered_timestamps": 2,
+        "repeated_ids": 2,
+        "unordered_ids": 2,
         "without_event": 1,
         "with_several_events": 1,
         "without_photon_energy": 3,
