@@ -8,6 +8,7 @@ import pytest
 from spidask.config import parse_config
 from spidask.frames.sizing import sphere_amplitude
 from spidask.io.beamtime import open_configured
+from spidask.io.stretches import Energies
 from spidask.preprocessing import measure_sizes, preprocess
 from tests.test_preprocessing import dataset, settings
 
@@ -81,3 +82,22 @@ def test_a_half_detector_is_sized_with_the_beam_outside_of_its_region(tmp_path):
     out = measure_sizes(preprocess(open_configured(config), config), config).compute()
     assert out["diameter"].values[0] == pytest.approx(70, rel=0.01)
     assert np.isnan(out["patterns"].sel(y=2, x=40).values).all()
+
+
+def test_no_energy_is_read_before_a_block_is_computed(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "r1.cxi", "w") as file:
+        file["entry_1/data_1/data"] = np.ones((9, 20, 24), "u2")
+        file["LCLS/photon_energy_eV"] = 1700.0 + np.arange(9)
+    asked = []
+    read = Energies.read
+    monkeypatch.setattr(Energies, "read", lambda self, key: asked.append(key) or read(self, key))
+    runs = {"files": [f"{tmp_path}/r1.cxi"]}
+    config = settings(hits={"threshold": "none"}, adu_per_photon=2)
+    config = parse_config(
+        {**config.model_dump(mode="json"), "runs": runs, "inference": {"frames_per_block": 4}}
+    )
+    lazy = measure_sizes(preprocess(open_configured(config), config), config)
+    assert asked == []
+    lazy["diameter"][:3].compute(scheduler="sync")
+    # Of no more than the block that is computed.
+    assert 0 < max(key[0].stop for key in asked) <= 4

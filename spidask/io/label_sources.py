@@ -103,7 +103,8 @@ def read_letters(path: str, settings: Labels) -> pd.DataFrame:
     path : str
         Text, one letter a line and a line a frame; a frame without a letter has no label.
     settings : Labels
-        `letters` and `run`.
+        `letters` and `run`. Without a `run` the frames are those of ``index.csv`` in the same
+        folder, which lies beside the photons that we hand over.
 
     Returns
     -------
@@ -113,19 +114,29 @@ def read_letters(path: str, settings: Labels) -> pd.DataFrame:
     Raises
     ------
     DataError
-        If there is no `run`, or a letter has no class.
+        If nothing says which frames these are, or a letter has no class.
 
     Notes
     -----
     Source: ``my_classes.dat`` of Dragonfly's classifier, utils/py_src/classes.py.
     """
-    if settings.run is None:
+    letters = [line.strip() for line in Path(path).read_text().splitlines()]
+    beside = Path(path).with_name("index.csv")
+    if settings.run is not None:
+        table = pd.DataFrame({"run": settings.run, "index": range(len(letters))}, dtype=object)
+    elif beside.is_file():
+        table = pd.read_csv(beside, dtype={"run": str})
+    else:
         raise DataError(
             f"{path}: holds letters of frames, but not of which run; set labels.run", path=path
         )
-    letters = [line.strip() for line in Path(path).read_text().splitlines()]
-    frames = range(len(letters))
-    table = pd.DataFrame({"run": settings.run, "index": frames, "label": letters}, dtype=object)
+    if len(table) != len(letters) or not {"run", "index"} <= set(table):
+        raise DataError(
+            f"{path}: {len(letters)} letters, but {beside} names {len(table)} frames; set "
+            "labels.run",
+            path=path,
+        )
+    table = table[["run", "index"]].assign(label=letters)
     table.index += 1
     table = table[table["label"] != ""].astype({"run": str, "index": np.int64})
     return translate(table, path, "line", settings.letters, "labels.letters")

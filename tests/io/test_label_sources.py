@@ -41,6 +41,18 @@ def test_letters_of_dragonfly_are_classes_of_a_run(tmp_path):
         rows(path, letters={"s": "single", "m": "multiple"}, run="photons")
 
 
+def test_letters_of_what_we_handed_over_go_back_to_their_frames(tmp_path):
+    path = tmp_path / "my_classes.dat"
+    path.write_text("s\n\nm\n")
+    (tmp_path / "index.csv").write_text("frame,run,index,timestamp\n0,7,40,1\n1,7,41,2\n2,9,3,3\n")
+    letters = {"s": "single", "m": "multiple"}
+    assert rows(path, letters=letters) == [["7", 40, "single"], ["9", 3, "multiple"]]
+    assert rows(path, letters=letters, run="r1")[1] == ["r1", 2, "multiple"]
+    path.write_text("s\nm\n")
+    with pytest.raises(DataError, match=r"2 letters, but .*index\.csv names 3 frames"):
+        rows(path, letters=letters)
+
+
 def test_the_table_of_specklenn_names_events(tmp_path):
     path = tmp_path / "amo06516.label.csv"
     path.write_text("exp,run,event_num,label\namo,90,1203,1\namo,90,7,0\namo,91,5,2\namo,91,6,-1\n")
