@@ -20,7 +20,7 @@ from spidask.config import Labels
 from spidask.errors import DataError
 from spidask.io.events import MISSING_INTEGER, find_ids
 from spidask.io.identity import name_runs
-from spidask.io.layout import find_arrays
+from spidask.io.layout import find_arrays, read_whole
 from spidask.io.maps import split_location
 from spidask.io.stack import read_event_ids
 from spidask.io.tables import COLUMNS, read_selection_csv
@@ -261,7 +261,7 @@ def _find_tags(file: h5py.File, path: str) -> str:
 
 
 def _read_tags(array: h5py.Dataset, path: str, settings: Labels) -> npt.NDArray[np.object_]:
-    set_here = np.asarray(array[()]) > 0
+    set_here = read_whole(array, path) > 0
     given = np.ravel(array.attrs.get("headings", [f"Tag {n + 1}" for n in range(len(set_here))]))
     names = [n.decode() if isinstance(n, bytes) else str(n) for n in given.tolist()]
     if len(names) != len(set_here):
@@ -285,7 +285,7 @@ def _read_tags(array: h5py.Dataset, path: str, settings: Labels) -> npt.NDArray[
 
 
 def _read_codes(array: h5py.Dataset, path: str, settings: Labels) -> npt.NDArray[np.object_]:
-    codes = np.asarray(array[()])
+    codes = read_whole(array, path)
     known = np.isfinite(codes) & (codes != MISSING_INTEGER)
     texts = np.full(len(codes), "", object)
     texts[known] = [f"{code:g}" for code in codes[known].tolist()]
@@ -305,9 +305,10 @@ def _identify(
     entry = place.split("/")[0]
     run, position = file.get(f"{entry}/run"), file.get(f"{entry}/index")
     if all(isinstance(a, h5py.Dataset) and a.shape == (n_frames,) for a in (run, position)):
-        return {"run": name_runs(run[()]), "index": np.asarray(position[()], np.int64)}
+        runs, places = read_whole(run, path), read_whole(position, path)
+        return {"run": name_runs(runs), "index": places.astype(np.int64)}
     ids = {
-        name: read_event_ids({part: file[part] for part in parts}, slice(None))
+        name: read_event_ids({p: read_whole(file[p], path) for p in parts}, slice(None))
         for name, parts in find_ids(file, n_frames=n_frames).items()
     }
     for names in NAMED_BY:

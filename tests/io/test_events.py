@@ -4,9 +4,10 @@ import h5py
 import numpy as np
 import pytest
 
-from spidask.config import Events, parse_config
+from spidask.config import Events, Labels, parse_config
 from spidask.errors import ConfigError, DataError
 from spidask.io.beamtime import judge_ids, open_configured
+from spidask.io.labels import read_labels
 from spidask.io.runs import open_runs, select_run, take_frames
 
 SECONDS = 1_500_000_000
@@ -127,6 +128,18 @@ def test_events_that_cannot_be_joined_are_refused(tmp_path):
     ds = open_runs(path, events=Events(files=[f"{tmp_path}/smd.h5"]))
     with pytest.raises(DataError, match="holds no small data"):
         ds["n_events"].values  # noqa: B018
+
+
+def test_absurd_lengths_are_refused_before_anything_is_read(tmp_path):
+    path = write_frames(tmp_path / "r1.cxi", [1])
+    with h5py.File(tmp_path / "smd.h5", "w") as file:
+        file.create_dataset("timestamp", (10**12,), "i8", chunks=(1000,))
+        file.create_dataset("kind", (10**12,), "i8", chunks=(1000,))
+    ds = open_runs(path, events=Events(files=[f"{tmp_path}/smd.h5"]))
+    with pytest.raises(DataError, match=r"smd\.h5: /timestamp claims the shape"):
+        ds["n_events"].values  # noqa: B018
+    with pytest.raises(DataError, match=r"smd\.h5: /kind claims the shape"):
+        read_labels(f"{tmp_path}/smd.h5:kind", Labels(codes={0: "single"}))
 
 
 def test_oddities_are_counted_and_cost_no_frame(tmp_path):

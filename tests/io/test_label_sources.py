@@ -181,6 +181,21 @@ def test_a_selection_labels_single_hits_and_others(tmp_path):
         rows(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("exp,run,event_num,lab\na,9,1,1\n", "columns exp, run, event_num, lab; expected"),
+        ("exp,event_num,label\na,1,1\n", "columns exp, event_num, label; expected"),
+        ("run,index,label\nr1,0,single,1\n", "a row has more fields than the header"),
+        ("run,index,label\nr1,0,single\nr1,1,single,1\n", "is no CSV table: .* line 3"),
+    ],
+)
+def test_tables_of_another_form_are_refused(tmp_path, text, why):
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(DataError, match=why):
+        rows(tmp_path / "labels.csv", codes={1: "single"})
+
+
 def test_codes_work_in_plain_tables_and_lines_are_told(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text("run,index,label\nr1,0,single\n\nr1,1,7\nr1,0,single\n")
