@@ -42,6 +42,8 @@ PROCESS_BYTES = 550_000_000
 """Memory of a worker that has loaded its libraries and an ensemble."""
 PIXEL_BYTES = 6
 """Memory of a pixel in work, besides its raw value: the pattern and half a copy of it."""
+EVENT_BYTES = 80
+"""Memory of an event while the small data are sorted, of which there are as many as frames."""
 PATTERN_BYTES = 4
 """Bytes of a pixel of a pattern."""
 FRAMES_PER_SECOND = 600.0
@@ -227,6 +229,7 @@ def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
         read_bytes=sum(n * read[name] * size for name, n in given.lengths.items()),
         task_bytes=max(min(per_shard, n) * read[name] * size for name, n in given.lengths.items()),
         process_bytes=PROCESS_BYTES
+        + (EVENT_BYTES * n_frames if config.events else 0)
         + threads * _block_bytes(config, given, max(read.values()))
         + threads * _network_bytes(config, cost),
         processes=processes,
