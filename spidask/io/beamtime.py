@@ -10,7 +10,7 @@ import xarray as xr
 from spidask.config import Config
 from spidask.errors import ConfigError, DataError
 from spidask.frames.geometry import energy_ratio
-from spidask.io.layout import Layout
+from spidask.io.layout import FileLayout
 from spidask.io.maps import is_inside
 from spidask.io.photons import find_shape
 from spidask.io.runs import open_runs, select_run
@@ -42,7 +42,7 @@ def open_configured(config: Config, cache: Path | None = None) -> xr.Dataset:
     """
     runs = config.runs
     mask = runs.mask[1:] if runs.mask and is_inside(runs.mask) else None
-    layout = Layout(_find_shape(runs.shape), mask, runs.mask_good, runs.identity)
+    layout = FileLayout(_find_shape(runs.shape), mask, runs.mask_good, runs.identity)
     return open_runs(
         runs.files,
         runs.dataset,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spidask.errors import DataError
-from spidask.io.layout import ANYTHING, Layout, find_stack, refuse_unfitting
+from spidask.io.layout import ANYTHING, FileLayout, find_stack, refuse_unfitting
 from spidask.io.stack import (
     StackInfo,
     describe_stack,
@@ -58,7 +58,7 @@ class StackReader:
         return read_frames(source, key, self.shape, self.dtype, self.path)
 
 
-def scan_hdf5(path: str, dataset: str, layout: Layout = ANYTHING) -> StackInfo:
+def scan_hdf5(path: str, dataset: str, layout: FileLayout = ANYTHING) -> StackInfo:
     """Read what the header of a file says about its frames.
 
     Parameters
@@ -68,7 +68,7 @@ def scan_hdf5(path: str, dataset: str, layout: Layout = ANYTHING) -> StackInfo:
     dataset : str
         Path of the stack of frames inside the file; where it is the default and not there, the
         usual places are looked at.
-    layout : Layout
+    layout : FileLayout
         What else the file has to hold.
 
     Returns

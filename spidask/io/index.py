@@ -10,7 +10,7 @@ from pathlib import Path
 
 from spidask.errors import DataError
 from spidask.io.hdf5 import scan_hdf5
-from spidask.io.layout import ANYTHING, Layout
+from spidask.io.layout import ANYTHING, FileLayout
 from spidask.io.photons import are_photons, scan_photons
 from spidask.io.stack import StackInfo
 from spidask.io.zarr import is_zarr, scan_zarr, stat_zarr
@@ -46,7 +46,7 @@ def index_files(
     paths: Sequence[str],
     dataset: str,
     cache: Path | None = None,
-    layout: Layout = ANYTHING,
+    layout: FileLayout = ANYTHING,
 ) -> list[FileEntry]:
     """Describe files by their headers, from the cache where they have not changed.
 
@@ -58,7 +58,7 @@ def index_files(
         Path of the stack of frames inside each.
     cache : pathlib.Path, optional
         JSON file that keeps the index; read if it is there, and written anew if anything changed.
-    layout : Layout
+    layout : FileLayout
         What else each file has to hold.
 
     Returns
@@ -99,7 +99,7 @@ def stat_file(path: str, dataset: str) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _refresh(path: str, dataset: str, layout: Layout, known: FileEntry | None) -> FileEntry:
+def _refresh(path: str, dataset: str, layout: FileLayout, known: FileEntry | None) -> FileEntry:
     signature = stat_file(path, dataset)
     if known and (known.size, known.mtime_ns) == signature:
         return known
@@ -109,7 +109,7 @@ def _refresh(path: str, dataset: str, layout: Layout, known: FileEntry | None) -
         return FileEntry(path, *signature, None, str(error))
 
 
-def _scan(path: str, dataset: str, layout: Layout) -> StackInfo:
+def _scan(path: str, dataset: str, layout: FileLayout) -> StackInfo:
     if is_zarr(path):
         return scan_zarr(path, dataset, layout)
     try:

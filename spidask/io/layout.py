@@ -49,7 +49,7 @@ ENERGIES: dict[str, tuple[tuple[str, float], ...]] = {
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """What a user says of the inside of files, besides the path of the frames.
 
     Attributes
@@ -70,7 +70,7 @@ class Layout:
     identity: tuple[str, str] | None = None
 
 
-ANYTHING = Layout()
+ANYTHING = FileLayout()
 """Frames with shapes, and nothing else that has to be there."""
 
 Describe = Callable[[str], tuple[tuple[int, ...], str] | None]
@@ -215,12 +215,12 @@ def find_energies(dataset: str, n_frames: int, describe: Describe) -> dict[str, 
     return found
 
 
-def refuse_unfitting(layout: Layout, shape: tuple[int, ...], describe: Describe) -> None:
+def refuse_unfitting(layout: FileLayout, shape: tuple[int, ...], describe: Describe) -> None:
     """Refuse a file that lacks the arrays of a layout, or holds them in another form.
 
     Parameters
     ----------
-    layout : Layout
+    layout : FileLayout
         What the user says.
     shape : tuple of int
         Frames, rows and columns of its stack.

@@ -8,12 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spidask.frames.mask import usable_pixels
-from spidask.io.layout import Layout
+from spidask.io.layout import FileLayout
 from spidask.io.stack import UNDECODABLE, Source, enclose
 
 
 def hide_pixels(
-    block: NDArray[Any], mask: Source, key: tuple[Any, ...], layout: Layout, shape: tuple[int, int]
+    block: NDArray[Any],
+    mask: Source,
+    key: tuple[Any, ...],
+    layout: FileLayout,
+    shape: tuple[int, int],
 ) -> None:
     """Make the pixels NaN that the file's own mask calls unusable.
 
@@ -25,7 +29,7 @@ def hide_pixels(
         The open mask on disk, shape (y, x) or (frame, y, x).
     key : tuple
         Rows of the file, y and x as slices.
-    layout : Layout
+    layout : FileLayout
         Says which values are usable pixels.
     shape : tuple of int
         Rows and columns of a frame.

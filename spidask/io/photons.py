@@ -18,7 +18,7 @@ from spidask.errors import DataError
 from spidask.io.dragonfly import read_detector
 from spidask.io.emc import HEADER_BYTES, KINDS, PARTS
 from spidask.io.hdf5 import N_OPEN, open_hdf5
-from spidask.io.layout import PHOTONS, Layout
+from spidask.io.layout import PHOTONS, FileLayout
 from spidask.io.stack import StackInfo, fill_value, read_frames
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -81,14 +81,14 @@ def are_photons(path: str) -> bool:
         return False
 
 
-def scan_photons(path: str, layout: Layout) -> StackInfo:
+def scan_photons(path: str, layout: FileLayout) -> StackInfo:
     """Read what the header of a file of photons says.
 
     Parameters
     ----------
     path : str
         The file.
-    layout : Layout
+    layout : FileLayout
         With the shape of a frame, which the file does not know.
 
     Returns

@@ -21,7 +21,7 @@ from spidask.io.events import Joined, join_events
 from spidask.io.files import find_runs
 from spidask.io.identity import read_originals
 from spidask.io.index import FileEntry, index_files, stat_file
-from spidask.io.layout import ANYTHING, DATASET, ENERGIES, Layout
+from spidask.io.layout import ANYTHING, DATASET, ENERGIES, FileLayout
 from spidask.io.stack import EVENT_IDS, StackInfo, locate
 from spidask.io.stretches import (
     Codes,
@@ -47,7 +47,7 @@ def open_runs(
     pattern: str | None = None,
     frames_per_block: int = 0,
     cache: Path | None = None,
-    layout: Layout = ANYTHING,
+    layout: FileLayout = ANYTHING,
     events: Events | None = None,
 ) -> xr.Dataset:
     """Open many runs as one lazy Dataset; no frame is read.
@@ -65,7 +65,7 @@ def open_runs(
         Frames of a Dask block; 0 chooses about 100 MiB of raw data.
     cache : pathlib.Path, optional
         JSON file that keeps the index of the files for the next time.
-    layout : Layout
+    layout : FileLayout
         Shape of frames in files that do not know it, a mask inside the files, and arrays that
         name the original run and index of each frame.
     events : Events, optional
@@ -180,7 +180,7 @@ def _stretches(entries: list[FileEntry]) -> Stretches:
 def _coordinates(
     runs: dict[str, list[str]],
     entries: list[FileEntry],
-    layout: Layout,
+    layout: FileLayout,
     events: Events | None,
 ) -> tuple[xr.Dataset, Stretches]:
     if layout.identity:
@@ -251,7 +251,7 @@ def _with_frames(
         tuple(out["file_frames"].values[used].tolist()),
         shape,
         dtype,
-        Layout(**out.attrs["layout"]),
+        FileLayout(**out.attrs["layout"]),
     )
     sizes = _block_sizes(out, stretches, aligned=aligned)
     # The reader is a task of its own, so that it travels to a worker once and not in every task.

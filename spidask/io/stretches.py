@@ -13,7 +13,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from spidask.io.hdf5 import StackReader, open_hdf5, read_hdf5_ids
-from spidask.io.layout import ANYTHING, PHOTONS, Layout
+from spidask.io.layout import ANYTHING, PHOTONS, FileLayout
 from spidask.io.masks import hide_pixels
 from spidask.io.photons import PhotonsReader
 from spidask.io.stack import MISSING_ID, UNDECODABLE, enclose, locate
@@ -105,7 +105,7 @@ class FramesReader:
         Rows and columns of a frame.
     dtype : numpy.dtype
         Dtype of what is returned.
-    layout : Layout
+    layout : FileLayout
         Whether each file holds a mask, whose pixels are NaN; then `dtype` is a float.
     """
 
@@ -115,7 +115,7 @@ class FramesReader:
     lengths: tuple[int, ...]
     frame_shape: tuple[int, int]
     dtype: np.dtype[Any]
-    layout: Layout = ANYTHING
+    layout: FileLayout = ANYTHING
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -141,19 +141,21 @@ class FramesReader:
 
     def _read(self, span: Span, region: Sequence[Any]) -> NDArray[Any]:
         number, row, n_rows = span
-        path, dataset = self.paths[number], self.datasets[number]
-        shape = (self.lengths[number], *self.frame_shape)
         key = (slice(row, row + n_rows), *region)
-        block: NDArray[Any]
-        if dataset == PHOTONS:
-            block = PhotonsReader(path, shape, self.dtype)[key]
-        else:
-            kind = ZarrReader if is_zarr(path) else StackReader
-            block = kind(path, dataset, shape, self.dtype)[key]
+        block: NDArray[Any] = self._reader(number)[key]
         if self.layout.mask is not None:
-            mask = _open(path, self.layout.mask)
+            mask = _open(self.paths[number], self.layout.mask)
             hide_pixels(block, mask, key, self.layout, self.frame_shape)
         return block
+
+    def _reader(self, number: int) -> ZarrReader | StackReader | PhotonsReader:
+        path, dataset = self.paths[number], self.datasets[number]
+        shape = (self.lengths[number], *self.frame_shape)
+        if is_zarr(path):
+            return ZarrReader(path, dataset, shape, self.dtype)
+        if dataset == PHOTONS:
+            return PhotonsReader(path, shape, self.dtype)
+        return StackReader(path, dataset, shape, self.dtype)
 
     def _nothing(self, region: Sequence[Any]) -> NDArray[Any]:
         return np.empty((0, *self.frame_shape), self.dtype)[(slice(None), *region)]

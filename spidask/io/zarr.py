@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from spidask.errors import DataError
 from spidask.io.hdf5 import N_OPEN
-from spidask.io.layout import ANYTHING, Layout, find_stack, refuse_unfitting
+from spidask.io.layout import ANYTHING, FileLayout, find_stack, refuse_unfitting
 from spidask.io.stack import (
     StackInfo,
     describe_stack,
@@ -73,7 +73,7 @@ def is_zarr(path: str) -> bool:
     return any(os.path.exists(os.path.join(path, name)) for name in METADATA)
 
 
-def scan_zarr(path: str, dataset: str, layout: Layout = ANYTHING) -> StackInfo:
+def scan_zarr(path: str, dataset: str, layout: FileLayout = ANYTHING) -> StackInfo:
     """Read what the metadata of a folder says about its frames.
 
     Parameters
@@ -83,7 +83,7 @@ def scan_zarr(path: str, dataset: str, layout: Layout = ANYTHING) -> StackInfo:
     dataset : str
         Path of the stack of frames inside it; where it is the default and not there, the usual
         places are looked at.
-    layout : Layout
+    layout : FileLayout
         What else the folder has to hold.
 
     Returns

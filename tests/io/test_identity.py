@@ -7,7 +7,7 @@ import zarr
 
 from spidask.errors import DataError
 from spidask.io.labels import locate, read_labels
-from spidask.io.layout import Layout
+from spidask.io.layout import FileLayout
 from spidask.io.runs import open_runs, select_run, sign_files, take_frames
 
 FRAMES = np.arange(9 * 3 * 4).reshape(9, 3, 4).astype("u2")
@@ -32,7 +32,7 @@ def open_hits(folder, **options):
     return open_runs(
         [f"{folder}/a.h5", f"{folder}/b.zarr"],
         "hits/images",
-        layout=Layout(identity=("run", "index")),
+        layout=FileLayout(identity=("run", "index")),
         **options,
     )
 
@@ -77,7 +77,7 @@ def test_text_names_runs_and_repetitions_are_counted_and_kept(tmp_path):
         file["d"] = FRAMES[:4]
         file["run"] = np.array(["cxi_r10", "cxi_r9", "cxi_r9", "cxi_r9"], object)
         file["index"] = [4, 7, 7, 1]
-    ds = open_runs(str(tmp_path / "hits.h5"), "d", layout=Layout(identity=("run", "index")))
+    ds = open_runs(str(tmp_path / "hits.h5"), "d", layout=FileLayout(identity=("run", "index")))
     assert ds["run_name"].values.tolist() == ["cxi_r9", "cxi_r10"]
     assert ds["index"].values.tolist() == [1, 7, 7, 4]
     np.testing.assert_array_equal(ds["frames"].values, FRAMES[[3, 1, 2, 0]])
@@ -95,4 +95,4 @@ def test_tables_that_are_missing_or_unfit_are_told(tmp_path):
         ("run", "negative"): r"negative holds -2, expected positions from 0 on",
     }.items():
         with pytest.raises(DataError, match=why):
-            open_runs(str(tmp_path / "hits.h5"), "d", layout=Layout(identity=names))
+            open_runs(str(tmp_path / "hits.h5"), "d", layout=FileLayout(identity=names))

@@ -7,7 +7,7 @@ import pytest
 import zarr
 
 from spidask.errors import DataError
-from spidask.io.layout import Layout
+from spidask.io.layout import FileLayout
 from spidask.io.runs import open_runs, sign_files, take_frames
 
 JOULE_PER_EV = 1.602176634e-19
@@ -112,7 +112,7 @@ def test_masks_inside_the_files_make_pixels_missing(tmp_path, per_frame, good):
     root = zarr.open_group(tmp_path / "r2.zarr", mode="w")
     root.create_array(f"{DETECTOR}/data", data=frames[4:].astype("u2"))
     root.create_array(f"{DETECTOR}/mask", data=stored[4:] if per_frame else stored)
-    layout = Layout(mask=f"{DETECTOR}/mask", mask_good=good)
+    layout = FileLayout(mask=f"{DETECTOR}/mask", mask_good=good)
     ds = open_runs(f"{tmp_path}/*", layout=layout, frames_per_block=3)
     expected = np.where(np.broadcast_to(mask, frames.shape) == 0, frames, np.nan)
     assert ds["frames"].dtype == np.dtype("f8")
@@ -128,7 +128,9 @@ def test_a_file_without_its_mask_or_with_another_shape_is_told(tmp_path):
             file[f"{DETECTOR}/data"] = stack(2)
             if name != "r1":
                 file[f"{DETECTOR}/mask"] = np.zeros((6, 5) if name == "r2" else (5, 6))
-    ds = open_runs(f"{tmp_path}/*.cxi", layout=Layout(mask=f"{DETECTOR}/mask", mask_good="zero"))
+    ds = open_runs(
+        f"{tmp_path}/*.cxi", layout=FileLayout(mask=f"{DETECTOR}/mask", mask_good="zero")
+    )
     assert ds["run_name"].values.tolist() == ["r2"]
     first, second = (why for _, why in ds.attrs["unreadable_files"])
     assert first.startswith(f"has no mask '{DETECTOR}/mask'")
@@ -144,7 +146,7 @@ def test_frames_whose_mask_cannot_be_decoded_are_unreadable(tmp_path):
     with open(tmp_path / "r1.cxi", "r+b") as file:
         file.seek(where.byte_offset)
         file.write(b"\xff" * where.size)
-    layout = Layout(mask=f"{DETECTOR}/mask", mask_good="zero")
+    layout = FileLayout(mask=f"{DETECTOR}/mask", mask_good="zero")
     ds = open_runs(f"{tmp_path}/*.cxi", layout=layout, frames_per_block=1)
     assert np.isnan(ds["frames"].values).all(axis=(1, 2)).tolist() == [False, True, False]
 

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from spidask.errors import DataError
 from spidask.io.dragonfly import make_detector, write_detector
 from spidask.io.emc import MISSING, write_photons, write_photons_binary
-from spidask.io.layout import Layout
+from spidask.io.layout import FileLayout
 from spidask.io.photons import are_photons, find_shape
 from spidask.io.runs import open_runs, take_frames
 
@@ -52,7 +52,7 @@ def write(folder, form):
 def test_photons_are_frames(tmp_path, form, frames_per_block):
     path = write(tmp_path, form)
     assert are_photons(path)
-    ds = open_runs(path, layout=Layout(shape=SHAPE), frames_per_block=frames_per_block)
+    ds = open_runs(path, layout=FileLayout(shape=SHAPE), frames_per_block=frames_per_block)
     assert ds["frames"].dtype == np.dtype("f8" if form == "dense float" else "i4")
     np.testing.assert_array_equal(ds["frames"].values, PHOTONS)
     np.testing.assert_array_equal(ds["frames"][:, 1:4, 2:6].values, PHOTONS[:, 1:4, 2:6])
@@ -66,7 +66,7 @@ def test_pixels_without_a_number_are_nan_in_our_own_files(tmp_path):
     photons = PHOTONS.copy()
     photons[2, 4, 1] = photons[9, 0, 0] = MISSING
     write_photons(tmp_path / "p.h5", [sparse(photons)], len(photons), 35)
-    ds = open_runs(str(tmp_path / "p.h5"), layout=Layout(shape=SHAPE))
+    ds = open_runs(str(tmp_path / "p.h5"), layout=FileLayout(shape=SHAPE))
     assert ds["frames"].dtype == np.dtype("f4")
     np.testing.assert_array_equal(ds["frames"].values, np.where(photons < 0, np.nan, photons))
 
@@ -77,9 +77,9 @@ def test_without_a_fitting_shape_the_number_of_pixels_is_told(tmp_path):
         with pytest.raises(DataError, match=r"35 pixels a frame; set runs\.shape to \[rows"):
             open_runs(path)
         with pytest.raises(DataError, match=r"35 pixels a frame, expected 5 x 8; correct"):
-            open_runs(path, layout=Layout(shape=(5, 8)))
+            open_runs(path, layout=FileLayout(shape=(5, 8)))
         with pytest.raises(DataError, match="holds photons alone"):
-            open_runs(path, layout=Layout(shape=SHAPE, mask="mask"))
+            open_runs(path, layout=FileLayout(shape=SHAPE, mask="mask"))
 
 
 def test_every_truncation_and_absurd_header_is_refused(tmp_path):
@@ -87,13 +87,13 @@ def test_every_truncation_and_absurd_header_is_refused(tmp_path):
     for size in [0, 5, 1023, *range(1024, len(whole), 4)]:
         (tmp_path / "cut.emc").write_bytes(whole[:size])
         with pytest.raises(DataError, match=r"truncated|is no HDF5 file|is empty"):
-            open_runs(str(tmp_path / "cut.emc"), layout=Layout(shape=SHAPE))
+            open_runs(str(tmp_path / "cut.emc"), layout=FileLayout(shape=SHAPE))
     for words in ([-1, 35, 0], [2**31 - 1, 35, 0], [2**31 - 1, 35, 2], [3, 35, 9], [3, 0, 0]):
         header = np.zeros(256, "<i4")
         header[: len(words)] = words
         (tmp_path / "cut.emc").write_bytes(header.tobytes() + whole[1024:])
         with pytest.raises(DataError, match=r"truncated|is no HDF5 file"):
-            open_runs(str(tmp_path / "cut.emc"), layout=Layout(shape=SHAPE))
+            open_runs(str(tmp_path / "cut.emc"), layout=FileLayout(shape=SHAPE))
 
 
 def test_a_frame_with_places_outside_is_unreadable_and_the_others_are_not(tmp_path):
@@ -101,7 +101,7 @@ def test_a_frame_with_places_outside_is_unreadable_and_the_others_are_not(tmp_pa
     with h5py.File(path, "a") as file:
         file["place_ones"][5] = np.array([2, 35], "i4")
         file["count_multi"][7] = np.array([2] * 30, "i4")
-    frames = open_runs(path, layout=Layout(shape=SHAPE))["frames"].values
+    frames = open_runs(path, layout=FileLayout(shape=SHAPE))["frames"].values
     expected = PHOTONS.copy()
     expected[[5, 7]] = np.iinfo("i4").max
     np.testing.assert_array_equal(frames, expected)
@@ -115,7 +115,7 @@ def test_memory_is_that_of_the_region_that_is_asked_for(tmp_path):
     photons.resize(n, 40_000)
     for write_, name in ((write_photons, "p.h5"), (write_photons_binary, "p.emc")):
         write_(tmp_path / name, [photons], n, 40_000)
-        ds = open_runs(str(tmp_path / name), layout=Layout(shape=shape), frames_per_block=20)
+        ds = open_runs(str(tmp_path / name), layout=FileLayout(shape=shape), frames_per_block=20)
         ds["frames"][:1].compute()
         tracemalloc.start()
         part = ds["frames"].data[:, 90:110, 40:60].sum().compute(scheduler="sync")
@@ -169,6 +169,6 @@ def test_what_dragonfly_writes_comes_as_frames(tmp_path):
     np.save(tmp_path / "frames.npy", PHOTONS)
     subprocess.run([python, "-c", SCRIPT, tmp_path / "frames.npy", tmp_path], check=True)
     for name in ("theirs.h5", "theirs.emc"):
-        ds = open_runs(str(tmp_path / name), layout=Layout(shape=SHAPE), frames_per_block=3)
+        ds = open_runs(str(tmp_path / name), layout=FileLayout(shape=SHAPE), frames_per_block=3)
         np.testing.assert_array_equal(ds["frames"].values, PHOTONS)
         np.testing.assert_array_equal(ds["frames"][2:5, 2:, 1:].values, PHOTONS[2:5, 2:, 1:])
