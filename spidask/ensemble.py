@@ -102,7 +102,9 @@ def train_members(
         settings = training_settings(config)
         write_json(begun, {"settings": settings})
         start = time.perf_counter()
-        labels, n_unreadable = drop_unreadable(read_labels(config.labels.file), frames)
+        labels, n_unreadable = drop_unreadable(
+            read_labels(config.labels.file, config.labels), frames
+        )
         if n_unreadable and patient:
             raise DataError(f"{n_unreadable} labels are of runs that cannot be read yet")
         if n_unreadable:

@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import h5py
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +28,7 @@ from spidask.io import cxi, dragonfly, emc
 from spidask.io.labels import locate
 from spidask.io.runs import take_frames
 from spidask.io.stack import EVENT_IDS
+from spidask.masked import find_masked
 from spidask.preprocessing import preprocess
 from spidask.schema import validate
 
@@ -192,7 +192,7 @@ def _write_photons(
         raise DataError(f"{folder}/photons.h5 does not hold these hits; give the runs' frames")
     table = _frame_list(hits)
     rows = locate(table, frames)
-    layout = _layout(hits, rows, frames, config)
+    layout = _layout(rows, frames, config)
     geometry = _common_geometry(hits, config, layout)
     y, x = _positions(geometry, layout)
     detector = dragonfly.make_detector(y, x, _distance(geometry, layout), layout.hidden)
@@ -258,22 +258,14 @@ def _in_order(
         yield waiting.popleft().result()
 
 
-def _layout(
-    hits: xr.Dataset, rows: npt.NDArray[np.int64], frames: xr.Dataset, config: Config
-) -> _Layout:
-    # What calibration makes of an empty frame shows which pixels a run never has.
-    _, first_of_run = np.unique(hits["run"].values, return_index=True)
-    empty = take_frames(frames, rows[first_of_run] if len(rows) else [0])
-    empty = empty.assign(frames=empty["frames"].copy(data=da.zeros_like(empty["frames"].data)))
-    patterns = preprocess(empty, config)["patterns"]
-    values = patterns.data.compute(scheduler="threads")
-    if config.handoff.bin > min(values.shape[1:]):
+def _layout(rows: npt.NDArray[np.int64], frames: xr.Dataset, config: Config) -> _Layout:
+    masked, corner = find_masked(frames, rows, config)
+    if config.handoff.bin > min(masked.shape):
         raise ConfigError(
-            f"handoff.bin: {config.handoff.bin} is more than the region of {values.shape[1]} x "
-            f"{values.shape[2]} pixels; lower it"
+            f"handoff.bin: {config.handoff.bin} is more than the region of {masked.shape[0]} x "
+            f"{masked.shape[1]} pixels; lower it"
         )
-    hidden = np.isnan(_sum_squares(values, config.handoff.bin)).any(axis=0)
-    return _Layout((int(patterns["y"][0]), int(patterns["x"][0])), hidden, config.handoff.bin)
+    return _Layout(corner, _sum_squares(masked, config.handoff.bin) > 0, config.handoff.bin)
 
 
 def _common_geometry(hits: xr.Dataset, config: Config, layout: _Layout) -> Geometry:

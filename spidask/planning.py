@@ -15,9 +15,11 @@ from distributed.system import MEMORY_LIMIT
 from spidask.cluster import count_local_workers, job_script, threads_of_gpu_worker
 from spidask.config import QUEUES, Config
 from spidask.io import store
+from spidask.io.beamtime import open_configured
 from spidask.io.calibration import recipe_of
+from spidask.io.layout import ENERGIES
 from spidask.io.maps import Region
-from spidask.io.runs import choose_block, open_runs
+from spidask.io.runs import choose_block
 from spidask.io.stack import EVENT_IDS
 from spidask.networks.cost import Cost, measure_networks
 from spidask.provenance import awaits_simulation
@@ -40,6 +42,8 @@ PROCESS_BYTES = 550_000_000
 """Memory of a worker that has loaded its libraries and an ensemble."""
 PIXEL_BYTES = 6
 """Memory of a pixel in work, besides its raw value: the pattern and half a copy of it."""
+EVENT_BYTES = 80
+"""Memory of an event while the small data are sorted, of which there are as many as frames."""
 PATTERN_BYTES = 4
 """Bytes of a pixel of a pattern."""
 FRAMES_PER_SECOND = 600.0
@@ -225,6 +229,7 @@ def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
         read_bytes=sum(n * read[name] * size for name, n in given.lengths.items()),
         task_bytes=max(min(per_shard, n) * read[name] * size for name, n in given.lengths.items()),
         process_bytes=PROCESS_BYTES
+        + (EVENT_BYTES * n_frames if config.events else 0)
         + threads * _block_bytes(config, given, max(read.values()))
         + threads * _network_bytes(config, cost),
         processes=processes,
@@ -259,13 +264,8 @@ def open_headers(config: Config) -> xr.Dataset:
         If no file can be read.
     """
     index = Path(config.output) / "index.json"
-    return open_runs(
-        config.runs.files,
-        config.runs.dataset,
-        pattern=config.runs.pattern,
-        frames_per_block=config.inference.frames_per_block,
-        cache=index if os.access(index, os.W_OK) and os.access(index.parent, os.W_OK) else None,
-    )
+    is_writable = os.access(index, os.W_OK) and os.access(index.parent, os.W_OK)
+    return open_configured(config, index if is_writable else None)
 
 
 def _seconds(
@@ -298,7 +298,7 @@ def _opened(frames: xr.Dataset) -> _Input:
         frames.attrs["unreadable_files"],
         (shape[0], shape[1]),
         frames["frames"].dtype,
-        sum(name in frames.coords for name in EVENT_IDS),
+        sum(name in frames.coords for name in (*EVENT_IDS, *ENERGIES)),
         frames.attrs["frames_per_block"],
     )
 

@@ -31,6 +31,18 @@ def test_the_plan_of_a_small_beamtime(beamtime, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_every_process_holds_the_small_data(beamtime, tmp_path):
+    for number, n in ((1, 150), (2, 150), (3, 300)):
+        with h5py.File(tmp_path / f"r{number}.h5", "w") as file:
+            file["data"], file["timestamp"] = np.zeros((n, 40, 48), "u2"), np.arange(n) + 1
+    (tmp_path / "smd.h5").touch()
+    values = beamtime.config(tmp_path / "out").model_dump(mode="json")
+    values["runs"]["files"] = [f"{tmp_path}/r*.h5"]
+    plain = make_plan(parse_config(values))
+    joined = make_plan(parse_config({**values, "events": {"files": [f"{tmp_path}/smd.h5"]}}))
+    assert joined.process_bytes - plain.process_bytes == 80 * 600
+
+
 def test_common_mode_reads_whole_asics(beamtime, tmp_path):
     common = {"common_mode": {"asic": [1, 16], "max_adu": 2}}
     plan = make_plan(beamtime.config(tmp_path, preprocessing=common))

@@ -205,6 +205,35 @@ def fit_spheres(
     )
 
 
+def rescale(diameter: NDArray[np.float32], energy_ratio: Float64) -> NDArray[np.float32]:
+    """Turn diameters that were fitted with one photon energy into those of another.
+
+    Parameters
+    ----------
+    diameter : numpy.ndarray
+        Fitted with the q of the expected photon energy, shape (frame,), float32, nm.
+    energy_ratio : numpy.ndarray
+        Photon energy of each frame over the expected one, shape (frame,), float64.
+
+    Returns
+    -------
+    numpy.ndarray
+        Diameters, shape (frame,), float32, nm.
+
+    Notes
+    -----
+    A form factor depends on q times diameter alone, and q at an angle is in proportion to the
+    photon energy; bins are as wide as a pixel at any energy. So this is exactly the fit with the
+    frame's own wavelength, but for the range of diameters, which is scaled as well.
+
+    Examples
+    --------
+    >>> rescale(np.float32([70, np.nan]), np.array([1.25, 1.0])).tolist()
+    [56.0, nan]
+    """
+    return (diameter / energy_ratio).astype(np.float32)
+
+
 def _averages_and_weights(photons: Float64, exposures: Float64) -> tuple[Float64, Float64]:
     seen = exposures > 0
     average = np.sqrt(photons / np.where(seen, exposures, 1))

@@ -89,7 +89,7 @@ def test_boxes_are_cut_at_the_edges_of_the_region(tmp_path):
 
 
 def test_no_table_at_all(tmp_path):
-    with pytest.raises(DataError, match="no such table"):
+    with pytest.raises(DataError, match="no such labels"):
         read_labels(tmp_path / "none*.csv")
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(DataError, match="is no CSV table"):
