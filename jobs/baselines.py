@@ -64,7 +64,8 @@ def run(options: argparse.Namespace) -> None:
         if name == "em":
             print(pd.read_csv(output / name / "classes.csv").to_string(index=False), flush=True)
     folders = [output / name for name in names]
-    print(format_comparison(compare(output, *folders, truth=options.truth or config.labels.truth)))
+    truth = options.truth or config.labels.truth
+    print(format_comparison(compare(output, *folders, truth=truth, meanings=config.labels)))
 
 
 if __name__ == "__main__":

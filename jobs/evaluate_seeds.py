@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from spidask import pipeline
-from spidask.config import load_config
+from spidask.config import Labels, load_config
 from spidask.io.labels import read_labels
 from spidask.io.tables import frame_table, is_in, read_selection_csv, read_trained_frames
 from spidask.metrics import average_precision_interval
 
 
-def interval(output: Path, truth: str) -> tuple[float, float]:
+def interval(output: Path, settings: Labels) -> tuple[float, float]:
     """Bootstrap interval of the average precision of one output folder."""
-    labels = read_labels(truth)
+    labels = read_labels(str(settings.truth), settings)
     labels = labels[~is_in(labels, frame_table(read_trained_frames(output)))]
     table = read_selection_csv(output).astype({"run": str})
     joined = labels.merge(table, on=["run", "index"])
@@ -48,7 +48,7 @@ def main() -> None:
         config = load_config(options.config, overrides)
         manifest = pipeline.run(config, "report")
         metrics = manifest["counts"]["metrics"]["selection"]
-        low, high = interval(Path(output), str(config.labels.truth))
+        low, high = interval(Path(output), config.labels)
         rows.append(metrics["average_precision"])
         told = "  ".join(f"{k} {v:.3f}" for k, v in metrics.items() if v is not None)
         print(f"seed {seed}: {told}  interval {low:.3f} to {high:.3f}", flush=True)

@@ -83,7 +83,7 @@ def reprocess(configs: dict[str, Config]) -> pd.DataFrame:
     first = next(iter(configs.values()))
     if first.labels.truth:
         outputs = [config.output for config in configs.values()]
-        table = judge_selections(*outputs, truth=first.labels.truth)
+        table = judge_selections(*outputs, truth=first.labels.truth, meanings=first.labels)
         logging.info("against %s:\n%s", first.labels.truth, table.T.to_string(na_rep=""))
     return pd.DataFrame(rows)
 

@@ -162,7 +162,7 @@ def config_of(options: argparse.Namespace, key: str) -> Config:
 
 def time_network(config: Config) -> tuple[float, str]:
     """Patterns a second that the whole ensemble scores, and the device, or one core of it."""
-    labels = read_labels(str(config.labels.file))
+    labels = read_labels(str(config.labels.file), config.labels)
     frames = open_runs(config.runs.files, config.runs.dataset, pattern=config.runs.pattern)
     labelled, _, _ = load_labelled(frames, labels[:N_TIMED], config)
     members = [str(path) for path in find_members(config)]
@@ -207,7 +207,8 @@ def print_table(options: argparse.Namespace) -> None:
     folders = [*networks, *(first / key for key in BASELINES)]
     done = [folder for folder in folders if (folder / "row.json").exists()]
     window = base.selection.size_window_nm
-    table = compare(*done, truth=base.labels.truth, within=window, paper=True)
+    truth, meanings = base.labels.truth, base.labels
+    table = compare(*done, truth=truth, meanings=meanings, within=window, paper=True)
     text = format_comparison(table)
     write_comparison_csv(table, output / "table.csv")
     (output / "table.txt").write_text(text + "\n")

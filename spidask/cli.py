@@ -21,9 +21,10 @@ from spidask import checks, pipeline
 from spidask.centre import find_centre
 from spidask.comparison import compare as compare_selections
 from spidask.comparison import format_comparison
-from spidask.config import Config, load_config, parse_config, read_settings, schema_json
+from spidask.config import Config, Labels, load_config, parse_config, read_settings, schema_json
 from spidask.errors import SpidaskError
 from spidask.inference import Shard
+from spidask.io.manifest import read_config
 from spidask.io.tables import write_comparison_csv
 from spidask.planning import make_plan
 from spidask.status import measure_status
@@ -170,7 +171,9 @@ def compare(
     ] = False,
 ) -> None:
     """Compare selections with the truth and with each other, on the same frames."""
-    table = compare_selections(*out, truth=truth, within=within, paper=paper)
+    known = (out[0] / "manifest.json").exists()
+    meanings = read_config(out[0]).labels if truth and known else Labels()
+    table = compare_selections(*out, truth=truth, meanings=meanings, within=within, paper=paper)
     print(format_comparison(table))
     files = [csv] if csv else []
     if save:

@@ -106,7 +106,9 @@ def train_members(
     if not record.exists():
         write_json(begun, {"settings": settings})
         start = time.perf_counter()
-        labels, n_unreadable = drop_unreadable(read_labels(config.labels.file), frames)
+        labels, n_unreadable = drop_unreadable(
+            read_labels(config.labels.file, config.labels), frames
+        )
         if n_unreadable and patient:
             raise DataError(f"{n_unreadable} labels are of runs that cannot be read yet")
         if n_unreadable:

@@ -21,10 +21,10 @@ from spidask.ensemble import find_members, take_members, train_members
 from spidask.errors import ClusterError, ConfigError, DataError, SpidaskError, StoreError
 from spidask.handoff import export, needs_frames
 from spidask.inference import Shard, classify_runs, count_labels
+from spidask.io.beamtime import judge_ids, open_configured
 from spidask.io.files import follow_files, natural_key
 from spidask.io.fingerprint import drop_run, find_changed_runs
 from spidask.io.manifest import note, read_config
-from spidask.io.runs import open_runs
 from spidask.io.store import gather_labels
 from spidask.io.tables import read_trained_frames, write_selection_csv
 from spidask.monitor import report_performance, tell, watch
@@ -146,7 +146,7 @@ def _do_stages(
     follow: bool = False,
 ) -> dict[str, Any]:
     frames = open_beamtime(config)
-    facts = {"read": _count_read(frames)}
+    facts = {"read": _count_read(frames) | _tell_ids(frames, config)}
     output = Path(config.output)
     if config.inference.members:
         members = take_members(config)
@@ -314,7 +314,7 @@ def open_beamtime(config: Config) -> xr.Dataset:
     Parameters
     ----------
     config : Config
-        Sections `runs` and `inference`.
+        Sections `runs`, `events` and `inference`.
 
     Returns
     -------
@@ -323,13 +323,7 @@ def open_beamtime(config: Config) -> xr.Dataset:
     """
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    frames = open_runs(
-        config.runs.files,
-        config.runs.dataset,
-        pattern=config.runs.pattern,
-        frames_per_block=config.inference.frames_per_block,
-        cache=output / "index.json",
-    )
+    frames = open_configured(config, output / "index.json")
     faulty = {name: frames.attrs[name] for name in ("unreadable_files", "odd_files")}
     for path, why in [*faulty["unreadable_files"], *faulty["odd_files"]]:
         log.warning("%s %s", path, why)
@@ -342,9 +336,16 @@ def _count_read(frames: xr.Dataset) -> dict[str, Any]:
     return {"files": n_files, "frames": frames.sizes["frame"], **faulty}
 
 
+def _tell_ids(frames: xr.Dataset, config: Config) -> dict[str, Any]:
+    odd = judge_ids(frames, config)
+    for name, n_frames in odd.items():
+        log.warning("%d of %d frames: %s", n_frames, frames.sizes["frame"], name.replace("_", " "))
+    return {"ids": odd}
+
+
 def _judge(config: Config) -> dict[str, Any]:
     try:
-        table = judge_selections(config.output, truth=config.labels.truth)
+        table = judge_selections(config.output, truth=config.labels.truth, meanings=config.labels)
     except DataError as error:
         # A truth that cannot serve must not cost the selection and the report.
         log.warning("no metrics: %s", error)

@@ -15,9 +15,11 @@ from distributed.system import MEMORY_LIMIT
 from spidask.cluster import count_local_workers, job_script, threads_of_gpu_worker
 from spidask.config import QUEUES, Config
 from spidask.io import store
+from spidask.io.beamtime import open_configured
 from spidask.io.calibration import recipe_of
+from spidask.io.layout import ENERGIES
 from spidask.io.maps import Region
-from spidask.io.runs import choose_block, open_runs
+from spidask.io.runs import choose_block
 from spidask.io.stack import EVENT_IDS
 from spidask.networks.cost import Cost, measure_networks
 from spidask.provenance import awaits_simulation
@@ -259,13 +261,8 @@ def open_headers(config: Config) -> xr.Dataset:
         If no file can be read.
     """
     index = Path(config.output) / "index.json"
-    return open_runs(
-        config.runs.files,
-        config.runs.dataset,
-        pattern=config.runs.pattern,
-        frames_per_block=config.inference.frames_per_block,
-        cache=index if os.access(index, os.W_OK) and os.access(index.parent, os.W_OK) else None,
-    )
+    is_writable = os.access(index, os.W_OK) and os.access(index.parent, os.W_OK)
+    return open_configured(config, index if is_writable else None)
 
 
 def _seconds(
@@ -298,7 +295,7 @@ def _opened(frames: xr.Dataset) -> _Input:
         frames.attrs["unreadable_files"],
         (shape[0], shape[1]),
         frames["frames"].dtype,
-        sum(name in frames.coords for name in EVENT_IDS),
+        sum(name in frames.coords for name in (*EVENT_IDS, *ENERGIES)),
         frames.attrs["frames_per_block"],
     )
 

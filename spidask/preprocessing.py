@@ -32,7 +32,7 @@ def preprocess(frames: xr.Dataset, config: Config) -> xr.Dataset:
         What `open_runs` gives: `frames` (frame, y, x), a Dask array of any integer or float dtype
         in ADU, with the coordinates `run` (frame) and `run_name` (run_code).
     config : Config
-        The sections `preprocessing`, `hits`, `runs.mask` and `per_run` are used.
+        The sections `preprocessing`, `hits`, `runs.mask`, `geometry` and `per_run` are used.
 
     Returns
     -------
@@ -52,6 +52,8 @@ def preprocess(frames: xr.Dataset, config: Config) -> xr.Dataset:
 
     Notes
     -----
+    Where frames have a `photon_energy`, ADU per photon are scaled by it over the one of the section
+    `geometry`, unless they are 1, which says that the frames are in photons.
     Only the region's pixels are read; with common mode, those of the ASICs that it touches. Dask
     reads whole frames where one block holds several runs, as `take_frames` may make them.
     The adaptive threshold takes each stretch of one run for the run: give whole runs, and slice
@@ -60,8 +62,10 @@ def preprocess(frames: xr.Dataset, config: Config) -> xr.Dataset:
     _refuse_unsuitable(frames, "frames")
     recipes = _recipes(frames, config)
     region = next(iter(recipes.values())).region
+    names = frames["run_name"].values
     parts = [
-        _patterns(frames["frames"].data, part, recipes[code]) for code, part in _stretches(frames)
+        _patterns(frames, part, recipes[code], config.geometry_of(str(names[code])))
+        for code, part in _stretches(frames)
     ]
     array = da.concatenate(parts)
     out = frames.drop_vars(["frames", "y", "x"], errors="ignore").assign_coords(
@@ -85,7 +89,9 @@ def measure_sizes(patterns: xr.Dataset, config: Config) -> xr.Dataset:
     -------
     xarray.Dataset
         The same with `diameter` float32 [nm], `fit_quality` float32 and `fluence` float32
-        [photons/um^2], all (frame), lazy; NaN for frames that are no hits.
+        [photons/um^2], all (frame), lazy; NaN for frames that are no hits. The photon energy is
+        that of the frame where it has a `photon_energy`, see `geometry.energy_ratio`, else that of
+        the section `geometry`.
 
     Raises
     ------
@@ -184,14 +190,16 @@ def _stretches(dataset: xr.Dataset) -> list[tuple[int, slice]]:
     return [(int(codes[a]), slice(a, b)) for a, b in pairwise(edges)]
 
 
-def _patterns(frames: da.Array, part: slice, recipe: Recipe) -> da.Array:
+def _patterns(frames: xr.Dataset, part: slice, recipe: Recipe, place: Geometry) -> da.Array:
     y0, y1, x0, x1 = recipe.read
     # The slice comes first, so that Dask reads no more than this.
-    raw = frames[part, y0:y1, x0:x1]
+    raw = frames["frames"].data[part, y0:y1, x0:x1]
     region = recipe.region
+    in_photons = recipe.adu_per_photon == 1
     patterns: da.Array = da.map_blocks(
         partial(_calibrate_block, recipe=recipe),
         raw,
+        *([] if in_photons else _energy_ratios(frames, part, raw.chunks[0], place)),
         dtype=np.float32,
         chunks=(raw.chunks[0], (region[1] - region[0],), (region[3] - region[2],)),
         meta=np.empty((0, 0, 0), np.float32),
@@ -199,9 +207,24 @@ def _patterns(frames: da.Array, part: slice, recipe: Recipe) -> da.Array:
     return patterns
 
 
+def _energy_ratios(
+    dataset: xr.Dataset, part: slice, chunks: tuple[int, ...], place: Geometry
+) -> list[da.Array]:
+    """Ratio of each frame's photon energy, shape (frame, 1, 1); nothing where none is known."""
+    if "photon_energy" not in dataset.variables:
+        return []
+    energy = dataset["photon_energy"].variable[part].chunk({"frame": chunks}).data
+    ratio = energy.map_blocks(
+        geometry.energy_ratio, expected=place.photon_energy_ev, dtype=np.float64
+    )
+    return [ratio[:, None, None]]
+
+
 @measure("preprocess")
-def _calibrate_block(block: NDArray[Any], recipe: Recipe) -> NDArray[np.float32]:
-    out = calibrate(block, load_calibration(recipe))
+def _calibrate_block(
+    block: NDArray[Any], ratio: NDArray[np.float64] | None = None, *, recipe: Recipe
+) -> NDArray[np.float32]:
+    out = calibrate(block, load_calibration(recipe), None if ratio is None else ratio[:, 0, 0])
     if recipe.read == recipe.region:
         return out
     y0, y1, x0, x1 = recipe.region
@@ -284,6 +307,7 @@ def _sizes(
         partial(_size_block, place=place, settings=settings, corner=corner),
         array,
         hit[:, None, None],
+        *_energy_ratios(patterns, part, array.chunks[0], place),
         dtype=np.float32,
         drop_axis=(1, 2),
         new_axis=1,
@@ -297,6 +321,7 @@ def _sizes(
 def _size_block(
     block: NDArray[np.float32],
     hit: NDArray[np.bool_],
+    ratio: NDArray[np.float64] | None = None,
     *,
     place: Geometry,
     settings: Sizing,
@@ -307,5 +332,8 @@ def _size_block(
     if len(found):
         library = load_library(place, settings, corner, block.shape[1:])
         photons, exposures = sizing.radial_sums(block[found], library.bins, library.exposure)
-        out[found] = np.stack(sizing.fit_spheres(photons, exposures, library), axis=1)
+        diameter, quality, fluence = sizing.fit_spheres(photons, exposures, library)
+        if ratio is not None:
+            diameter, fluence = sizing.rescale(diameter, fluence, ratio[found, 0, 0])
+        out[found] = np.stack([diameter, quality, fluence], axis=1)
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from spidask.config import DRAW_BOXES, Config
 from spidask.errors import ConfigError, StoreError
 from spidask.io.fingerprint import check_fingerprint, read_fingerprint, write_fingerprint
 from spidask.io.labels import read_labels
-from spidask.io.maps import sign_map
-from spidask.io.runs import sign_files
+from spidask.io.maps import is_inside, sign_map
+from spidask.io.runs import select_run, sign_files
 from spidask.networks.device import choose_device, resolve_device
 from spidask.networks.member import SHIPPED, digest
 from spidask.records import read_json, write_json
@@ -91,13 +92,18 @@ def training_settings(config: Config) -> dict[str, Any]:
     # How fast it is done is nobody's business, but `ranks` changes the weights.
     left_out = {"training": {"threads", "timeout_s"}}
     flat = _flatten(config.model_dump(mode="json", include=names, exclude=left_out))
-    flat |= {f"runs.{key}": getattr(config.runs, key) for key in ("dataset", "mask", "mask_good")}
+    flat |= _settings_of_frames(config)
+    if config.preprocessing.adu_per_photon != 1:
+        # By which the photon energies of frames scale it.
+        flat["geometry.photon_energy_ev"] = config.geometry.photon_energy_ev
     flat["selection.expected_single_fraction"] = config.selection.expected_single_fraction
     if config.training.initial not in ("random", "imagenet"):
         shipped = config.training.initial == "shipped"
         flat["training.initial"] = digest(SHIPPED if shipped else config.training.initial)
     assert config.labels.file is not None
-    return flat | {"labels.file": read_labels(config.labels.file).to_csv(index=False)}
+    return flat | {
+        "labels.file": read_labels(config.labels.file, config.labels).to_csv(index=False)
+    }
 
 
 def refuse_changed_training(
@@ -203,7 +209,7 @@ def refuse_other_labels(before: Config, config: Config) -> None:
 def _label_settings(members: Sequence[Path], config: Config) -> dict[str, Any]:
     names = {"geometry", "preprocessing", "hits", "sizing", "per_run"}
     flat = _flatten(config.model_dump(mode="json", include=names))
-    flat |= {f"runs.{key}": getattr(config.runs, key) for key in ("dataset", "mask", "mask_good")}
+    flat |= _settings_of_frames(config)
     kept = ("batch_size", "frames_per_shard", "ensemble", "precision")
     flat |= {f"inference.{key}": getattr(config.inference, key) for key in kept}
     device = choose_device(config)
@@ -227,7 +233,8 @@ def sign_inputs(frames: xr.Dataset, config: Config) -> dict[str, list[list[str |
     -------
     dict
         Name of the run to [path, bytes, modification time in ns, frames] of its raw files, and
-        [location, 0, signature, 0] of its dark, gain and mask.
+        [location, 0, signature, 0] of its dark, gain and mask, and of the photon energies that
+        its frames have from the small data.
     """
     signed = sign_files(frames)
     for name in signed:
@@ -237,10 +244,20 @@ def sign_inputs(frames: xr.Dataset, config: Config) -> dict[str, list[list[str |
             ("gain", settings.gain),
             ("mask", config.runs.mask),
         ):
-            if location:
+            if location and not is_inside(location):
                 place = location.replace("{run}", name)
                 signed[name].append([place, 0, sign_map(place, what), 0])
+        if config.events:
+            energies = select_run(frames, name)["photon_energy"].values
+            found = hashlib.sha256(energies.tobytes()).hexdigest()
+            signed[name].append(["photon energies of the events", 0, int(found[:12], 16), 0])
     return signed
+
+
+def _settings_of_frames(config: Config) -> dict[str, Any]:
+    keys = {"dataset", "mask", "mask_good", "shape", "identity"}
+    values = config.runs.model_dump(mode="json", include=keys)
+    return {f"runs.{key}": value for key, value in values.items()}
 
 
 def _simulation_record(config: Config) -> Path:

@@ -47,6 +47,9 @@ VARIABLES: dict[str, Variable] = {
     "row": Variable(FRAME, "int64", "1", "Position of the frame in its file."),
     "run_name": Variable(("run_code",), "text", "1", "Names of the runs."),
     "file_path": Variable(("file_code",), "text", "1", "Paths of the files."),
+    "file_dataset": Variable(
+        ("file_code",), "text", "1", "Paths of the stacks of frames inside the files."
+    ),
     "file_frames": Variable(("file_code",), "int64", "1", "Number of frames in the files."),
     "trainId": Variable(FRAME, "integer", "1", "European XFEL train."),
     "pulseId": Variable(FRAME, "integer", "1", "European XFEL pulse in its train."),
@@ -54,6 +57,15 @@ VARIABLES: dict[str, Variable] = {
     "timestamp": Variable(FRAME, "integer", "1", "LCLS event time stamp."),
     "fiducial": Variable(FRAME, "integer", "1", "LCLS fiducial."),
     "eventNumber": Variable(FRAME, "integer", "1", "LCLS number of the event in its run."),
+    "photon_energy": Variable(
+        FRAME, "float64", "eV", "Photon energy as the facility measured it; NaN = not known."
+    ),
+    "pulse_energy": Variable(
+        FRAME, "float64", "mJ", "Pulse energy as the facility measured it; NaN = not known."
+    ),
+    "n_events": Variable(
+        FRAME, "int32", "1", "Events in the small data that have the frame's ids; 1 = joined."
+    ),
     "patterns": Variable(
         ("frame", "y", "x"), "float32", "photons", "Calibrated region of interest; NaN = missing."
     ),

@@ -54,7 +54,11 @@ def list_settings(config: Config) -> dict[str, Any]:
             "em.classes: missing, and without labels.file nothing says which classes are single "
             "hits; give numbers of classes"
         )
-    labels = read_labels(config.labels.file).to_csv(index=False) if config.labels.file else None
+    labels = (
+        read_labels(config.labels.file, config.labels).to_csv(index=False)
+        if config.labels.file
+        else None
+    )
     em_settings = {f"em.{key}": value for key, value in config.em.model_dump(mode="json").items()}
     window = {"selection.size_window_nm": list(config.selection.size_window_nm)}
     return {**em_settings, **window, "labels.file": labels}

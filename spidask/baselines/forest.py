@@ -51,7 +51,7 @@ def list_settings(config: Config) -> dict[str, Any]:
     if config.labels.file is None:
         raise ConfigError("labels.file: missing; the forest learns from labelled hits")
     return {
-        "labels.file": read_labels(config.labels.file).to_csv(index=False),
+        "labels.file": read_labels(config.labels.file, config.labels).to_csv(index=False),
         "training.runs": config.training.runs,
         "validation.runs": config.validation.runs,
         "training.seed": config.training.seed,

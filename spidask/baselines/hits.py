@@ -128,7 +128,7 @@ def label_hits(hits: pd.DataFrame, config: Config) -> pd.Series[str]:
     """
     if config.labels.file is None:
         return pd.Series(np.nan, hits.index, dtype=object)
-    labels = read_labels(config.labels.file)
+    labels = read_labels(config.labels.file, config.labels)
     identity = next(list(names) for names in IDENTITIES if set(names) <= set(labels))
     if not set(identity) <= set(hits):
         raise DataError(

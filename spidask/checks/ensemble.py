@@ -43,8 +43,8 @@ def _bad_truth(beamtime: Beamtime) -> Iterator[Problem]:
     config = beamtime.config
     if config.labels.truth and not awaits_simulation(config):
         try:
-            truth = read_labels(config.labels.truth)
-            if "run" not in truth:
+            truth = read_labels(config.labels.truth, config.labels)
+            if not {"run", "index"} <= set(truth):
                 yield Problem(
                     "labels.truth",
                     f"{config.labels.truth} names frames by {', '.join(truth.columns[:-1])}, and "

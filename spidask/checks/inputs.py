@@ -10,10 +10,11 @@ import numpy as np
 
 from spidask.checks.problems import Beamtime, Problem, finds
 from spidask.config import PICTURES
-from spidask.errors import SpidaskError
+from spidask.errors import DataError, SpidaskError
 from spidask.frames.hits import looks_like_only_hits
 from spidask.frames.mask import usable_pixels
-from spidask.io.maps import load_map
+from spidask.io.beamtime import judge_ids
+from spidask.io.maps import holds_array, load_map
 from spidask.io.runs import take_frames
 from spidask.networks.cost import measure_networks
 from spidask.preprocessing import preprocess
@@ -21,6 +22,17 @@ from spidask.provenance import awaits_simulation
 
 MANY_GFLOP = 0.3
 """Three times what the region of the 2018 experiment costs."""
+ENERGY_REMEDY = "geometry.photon_energy_ev is taken for them"
+ODD_IDS = {
+    "repeated_frames": ("runs.identity", "labels by run and index cannot tell them apart"),
+    "repeated_timestamps": ("runs.files", "labels and events cannot tell them apart"),
+    "unordered_timestamps": ("runs.files", "they stay in the order of the files"),
+    "without_event": ("events.files", "they have no energies; give the files of all runs"),
+    "with_several_events": ("events.files", "they have no energies; give each file once"),
+    "without_photon_energy": ("geometry", ENERGY_REMEDY),
+    "implausible_photon_energy": ("geometry", f"{ENERGY_REMEDY}; correct it if it is wrong"),
+}
+"""What `judge_ids` counts: the setting's path, and what follows."""
 N_SAMPLED = 64
 """Frames that are read of a run to see whether it holds only hits, from at most two runs."""
 FEW_PIXELS = 0.1
@@ -87,6 +99,45 @@ def _masked_region(beamtime: Beamtime) -> Iterator[Problem]:
                 f"preprocessing.region, or runs.mask_good, which is {good}",
                 "warning" if share else "error",
             )
+
+
+@finds
+def _unused_masks(beamtime: Beamtime) -> Iterator[Problem]:
+    """A mask beside the frames that no setting names."""
+    frames, runs = beamtime.frames, beamtime.config.runs
+    if frames is None or runs.mask:
+        return
+    for path, dataset in zip(
+        frames["file_path"].values, frames["file_dataset"].values, strict=True
+    ):
+        place = f"{dataset.rpartition('/')[0]}/mask".lstrip("/")
+        if holds_array(path, place):
+            yield Problem(
+                path,
+                f"has a mask that is not used; set runs.mask to ':{place}', and runs.mask_good "
+                "(zero for the bits of CXI)",
+                "warning",
+            )
+
+
+@finds
+def _odd_ids(beamtime: Beamtime) -> Iterator[Problem]:
+    """Event ids and photon energies that are missing, repeated, out of order or implausible."""
+    frames = beamtime.frames
+    if frames is None:
+        return
+    try:
+        odd = judge_ids(frames, beamtime.config)
+    except DataError as error:
+        yield Problem("events.files", str(error))
+        return
+    for name, n_frames in odd.items():
+        place, remedy = ODD_IDS[name]
+        yield Problem(
+            place,
+            f"{n_frames} of {frames.sizes['frame']} frames: {name.replace('_', ' ')}; {remedy}",
+            "warning",
+        )
 
 
 @finds

@@ -116,7 +116,7 @@ class Beamtime:
         if config.inference.members or config.labels.file is None or awaits_simulation(config):
             return None
         try:
-            labels = read_labels(config.labels.file)
+            labels = read_labels(config.labels.file, config.labels)
             if frames is None:
                 return None
             labels, n_dropped = drop_unreadable(labels, frames)

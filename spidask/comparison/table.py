@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from spidask.config import Labels
 from spidask.errors import ConfigError, DataError
 from spidask.frames.contrast import (
     fringe_contrasts,
@@ -20,7 +21,7 @@ from spidask.frames.contrast import (
     ring_sums,
 )
 from spidask.io import dragonfly, emc
-from spidask.io.labels import read_labels
+from spidask.io.labels import PLAIN, read_labels
 from spidask.io.manifest import read_manifest
 from spidask.io.tables import (
     COMPARED,
@@ -84,6 +85,7 @@ class _Common:
 def compare(
     *selections: str | Path,
     truth: str | Path | None = None,
+    meanings: Labels = PLAIN,
     within: tuple[float, float] | None = None,
     paper: bool = False,
 ) -> pd.DataFrame:
@@ -94,7 +96,9 @@ def compare(
     *selections : str or pathlib.Path
         Output folders, folders of other classifiers in them, or their ``selection.csv``.
     truth : str or pathlib.Path, optional
-        Labels of frames, a CSV of ``run,index,label`` or a glob of several.
+        Labels of frames in any form of `read_labels`, or a glob of several.
+    meanings : Labels
+        The section `labels`: what letters, codes and tags of the truth mean.
     within : tuple of float, optional
         Smallest and largest diameter of the frames to judge, nm, by the first selection's table.
     paper : bool
@@ -131,7 +135,7 @@ def compare(
     divided by its photons; see `frames.contrast`. Faint fringes have less contrast and show only
     in many patterns, so all rows are compared by the same number of fringes.
     """
-    common = _read_common(selections, truth, within)
+    common = _read_common(selections, truth, meanings, within)
     rows = _judge(selections, common)
     contrasts = _measure_contrasts(selections[0], common)
     for row, selection, contrast in zip(rows, selections, contrasts, strict=False):
@@ -149,6 +153,7 @@ def compare(
 def judge_selections(
     *selections: str | Path,
     truth: str | Path | None = None,
+    meanings: Labels = PLAIN,
     within: tuple[float, float] | None = None,
 ) -> pd.DataFrame:
     """Compare selections with the truth and with each other, as sets of frames.
@@ -158,7 +163,9 @@ def judge_selections(
     *selections : str or pathlib.Path
         Output folders, folders of other classifiers in them, or their ``selection.csv``.
     truth : str or pathlib.Path, optional
-        Labels of frames, a CSV of ``run,index,label`` or a glob of several.
+        Labels of frames in any form of `read_labels`, or a glob of several.
+    meanings : Labels
+        The section `labels`: what letters, codes and tags of the truth mean.
     within : tuple of float, optional
         Smallest and largest diameter of the frames to judge, nm, by the first selection's table.
 
@@ -184,7 +191,7 @@ def judge_selections(
     member of any was trained on; with truth, those of the truth; with `within`, those of such a
     diameter, as in the paper, whose test set is what passes the fit of 55 to 84 nm.
     """
-    common = _read_common(selections, truth, within)
+    common = _read_common(selections, truth, meanings, within)
     rows = _judge(selections, common)
     table = pd.DataFrame(rows, index=_name_rows(selections, rows))
     table.attrs = common.facts
@@ -194,6 +201,7 @@ def judge_selections(
 def _read_common(
     selections: Sequence[str | Path],
     truth: str | Path | None,
+    meanings: Labels,
     within: tuple[float, float] | None,
 ) -> _Common:
     if not selections:
@@ -202,7 +210,7 @@ def _read_common(
         raise ConfigError(f"within: {within[0]:g} to {within[1]:g} nm is no range; swap them")
     seen = [frame_table(read_trained_frames(selection)) for selection in selections]
     trained = pd.concat(seen).drop_duplicates()
-    labels = None if truth is None else _by_run(read_labels(truth), truth)
+    labels = None if truth is None else _by_run(read_labels(truth, meanings), truth)
     table = read_selection_csv(selections[0])
     kept = ~is_in(table, trained)
     if labels is not None:
@@ -365,7 +373,7 @@ def _published() -> pd.DataFrame:
 
 
 def _by_run(labels: pd.DataFrame, source: str | Path) -> pd.DataFrame:
-    if "run" in labels.columns:
+    if {"run", "index"} <= set(labels.columns):
         return labels
     named = ", ".join(labels.columns[:-1])
     raise DataError(f"{source}: names frames by {named}; selections are compared by run,index")

@@ -12,6 +12,7 @@ from spidask.config.cluster import Cluster
 from spidask.config.explain import explain
 from spidask.config.sections import (
     EM,
+    Events,
     Geometry,
     Handoff,
     Hits,
@@ -43,6 +44,7 @@ class Config(Section):
     output: Text
     """Folder for everything that is written."""
     labels: Labels = Labels()
+    events: Events | None = None
     geometry: Geometry = Geometry()
     preprocessing: Preprocessing = Preprocessing()
     hits: Hits = Hits()

@@ -15,22 +15,61 @@ class Runs(Section):
     files: Annotated[list[str], Field(min_length=1)]
     """Paths or globs; a run's name is its file's or folder's stem."""
     dataset: Text = "entry_1/data_1/data"
-    """Path of the stack of frames inside each file."""
+    """Path of the stack of frames inside each file; the default also finds those of other CXI
+    entries, of psocake and of CXIDB 58."""
+    shape: tuple[Count, Count] | Text | None = None
+    """Rows and columns of frames in files of Dragonfly's photons, or their detector file."""
+    identity: tuple[Text, Text] | None = None
+    """Paths of two arrays inside each file of hits that name the original run and the index in
+    it; nothing: a frame's run is its file's, its index counts from the run's first frame."""
     pattern: str | None = None
     """Regular expression with a group ``run``, searched in the file's name; joins files."""
     mask: str | None = None
-    """File or ``file:dataset``; ``{run}`` stands for the run's name."""
+    """File or ``file:dataset``; ``{run}`` stands for the run's name. ``:dataset`` is a mask
+    inside the files of the frames, one for each file or for each frame."""
     mask_good: Literal["nonzero", "zero"] = "nonzero"
     """Which mask values are usable pixels; CXI bit masks use "zero"."""
+
+
+class Events(Section):
+    """Small data of the facility, joined to the frames by their time stamps."""
+
+    files: Annotated[list[Text], Field(min_length=1)]
+    """Paths or globs of HDF5 files of LCLS-1 or LCLS-2."""
+    timestamp: Text | None = None
+    """Path of the time stamps; nothing: ``timestamp``, ``event_time`` or ``machineTime``."""
+    photon_energy: Text | None = None
+    """Path of the photon energies in eV; nothing: the usual names, such as
+    ``ebeam/photon_energy``."""
+    pulse_energy: Text | None = None
+    """Path of the pulse energies in mJ; nothing: the usual names, such as
+    ``gas_detector/f_11_ENRC``."""
+
+
+Meaning = Literal["background", "single", "multiple", "contaminant"] | None
 
 
 class Labels(Section):
     """What people, or a simulation, say the frames are."""
 
     file: str | None = None
-    """CSV of ``run,index,label`` for training and validation."""
+    """Labels for training and validation: a CSV of ``run,index,label`` or of
+    ``exp,run,event_num,label``, a text of one letter a frame (Dragonfly), a CXI file with tags,
+    ``file.h5:dataset`` of codes beside event ids, or a selection (output folder or
+    selection.csv)."""
     truth: str | None = None
-    """CSV of the same form, or a glob of several; only report and compare read it."""
+    """Labels in any of these forms, or a glob of several; only report and compare read it."""
+    letters: dict[Annotated[str, Field(min_length=1, max_length=1)], Meaning] = Field(
+        default_factory=dict
+    )
+    """Class of each letter; null: no label."""
+    codes: dict[int, Meaning] = Field(default_factory=dict)
+    """Class of each number; null: no label."""
+    tags: dict[Text, Meaning] = Field(default_factory=dict)
+    """Class of each CXI tag whose name is no class; null: no label."""
+    run: Text | None = None
+    """Run of the letters, or of the frames of a CXI file; in a table of ``exp,run,event_num``
+    ``{exp}`` and ``{run:04d}`` stand for its columns, and nothing means ``{exp}_{run:04d}``."""
 
 
 class Geometry(Section):
@@ -84,6 +123,8 @@ class Preprocessing(Section):
     """``file:dataset`` of a map (y, x) by which frames are divided."""
     common_mode: CommonMode | None = None
     adu_per_photon: Positive = 1.0
+    """ADU of a photon of geometry.photon_energy_ev; scaled to each frame's photon energy where
+    that is known. 1 says that frames are in photons, whatever their energy."""
     photon_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
     """A pixel holds n photons from n - 1 + this many photons on."""
     saturation_adu: Positive | None = None

@@ -41,7 +41,11 @@ class Calibration:
     max_adu: float = 0.0
 
 
-def calibrate(block: NDArray[Any], calibration: Calibration) -> Float32:
+def calibrate(
+    block: NDArray[Any],
+    calibration: Calibration,
+    energy_ratio: NDArray[np.float64] | None = None,
+) -> Float32:
     """Turn raw frames into photons.
 
     Parameters
@@ -52,6 +56,9 @@ def calibrate(block: NDArray[Any], calibration: Calibration) -> Float32:
         NaN, could not be read.
     calibration : Calibration
         Maps of shape (y, x) and settings.
+    energy_ratio : numpy.ndarray, optional
+        Photon energy of each frame over the one for which ADU per photon is given, shape
+        (frame,), float64; a photon makes ADU in proportion to its energy. 1 without it.
 
     Returns
     -------
@@ -63,7 +70,7 @@ def calibrate(block: NDArray[Any], calibration: Calibration) -> Float32:
     -----
     In this order, in float32: saturated raw values become missing; the dark level is subtracted;
     each group of `asic` pixels loses the median of its usable pixels not above `max_adu` (nothing
-    where there is none); the rest is divided by gain and ADU per photon; and
+    where there is none); the rest is divided by gain and ADU per photon times `energy_ratio`; and
     n = max(0, floor(photons + 1 - photon_threshold)).
 
     Examples
@@ -76,6 +83,7 @@ def calibrate(block: NDArray[Any], calibration: Calibration) -> Float32:
     [[[0.0, 3.0, nan]]]
     """
     rows, columns = calibration.asic or (0, 0)
+    ratio = np.ones(len(block)) if energy_ratio is None else energy_ratio
     out = _calibrate(
         _native(block),
         calibration.offset,
@@ -85,6 +93,7 @@ def calibrate(block: NDArray[Any], calibration: Calibration) -> Float32:
         rows,
         columns,
         np.float32(calibration.max_adu),
+        ratio.astype(np.float32),
     )
     out[unreadable_frames(block)] = np.nan
     return out
@@ -173,6 +182,7 @@ def _calibrate(
     rows: int,
     columns: int,
     max_adu: np.float32,
+    ratio: Float32,
 ) -> Float32:
     nan, infinity = np.float32(np.nan), np.float32(np.inf)
     out = np.empty(block.shape, np.float32)
@@ -186,7 +196,7 @@ def _calibrate(
             _subtract_common_mode(out[i], rows, columns, max_adu)
         for y in range(block.shape[1]):
             for x in range(block.shape[2]):
-                n = np.floor(out[i, y, x] / divisor[y, x] + shift)
+                n = np.floor(out[i, y, x] / (divisor[y, x] * ratio[i]) + shift)
                 # Adding zero turns -0.0 into 0.0.
                 out[i, y, x] = np.float32(0) if n < 0 else n + np.float32(0)
     return out

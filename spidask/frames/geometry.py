@@ -17,6 +17,10 @@ Centre = tuple[float, float]
 PLANCK_TIMES_LIGHT_EV_M = 1.239841984e-6
 """h c in eV m (CODATA 2018)."""
 
+PLAUSIBLE_SHARE = 0.2
+"""A photon energy that differs by more from the expected one is a fault of the measurement: the
+energies of a free-electron laser vary by about one percent."""
+
 SECTORS = 8
 """Sectors that are left out in turn for the uncertainty of the beam centre."""
 
@@ -46,6 +50,32 @@ def wavelength(photon_energy: float) -> float:
     0.729
     """
     return PLANCK_TIMES_LIGHT_EV_M / photon_energy
+
+
+def energy_ratio(photon_energy: NDArray[Any], expected: float) -> Float64:
+    """Compare measured photon energies with the one that is expected.
+
+    Parameters
+    ----------
+    photon_energy : numpy.ndarray
+        Measured, shape (frame,), any float dtype, eV; NaN where there is none.
+    expected : float
+        Of the beamtime, eV.
+
+    Returns
+    -------
+    numpy.ndarray
+        Measured over expected, shape (frame,), float64; 1 where nothing was measured, and where
+        it differs by more than `PLAUSIBLE_SHARE`.
+
+    Examples
+    --------
+    >>> energy_ratio(np.array([1020.0, np.nan, 1500.0, 1000.0]), 1000.0).tolist()
+    [1.02, 1.0, 1.0, 1.0]
+    """
+    ratio = np.asarray(photon_energy, float) / expected
+    # The comparison is false for NaN.
+    return np.where(np.abs(ratio - 1) <= PLAUSIBLE_SHARE, ratio, 1.0)
 
 
 def pixel_positions(

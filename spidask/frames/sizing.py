@@ -282,6 +282,42 @@ def fitted_photons(
     return np.asarray(fluence * 1e-6 * forward_length(diameter.astype(float)) ** 2 * form)
 
 
+def rescale(
+    diameter: NDArray[np.float32], fluence: NDArray[np.float32], energy_ratio: Float64
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Turn what was fitted with one photon energy into what another gives.
+
+    Parameters
+    ----------
+    diameter : numpy.ndarray
+        Fitted with the q of the expected photon energy, shape (frame,), float32, nm.
+    fluence : numpy.ndarray
+        Fluence of that fit, shape (frame,), float32, photons/um^2.
+    energy_ratio : numpy.ndarray
+        Photon energy of each frame over the expected one, shape (frame,), float64.
+
+    Returns
+    -------
+    diameter, fluence : numpy.ndarray
+        Shape (frame,), float32, nm and photons/um^2.
+
+    Notes
+    -----
+    A form factor depends on q times diameter alone, and q at an angle is in proportion to the
+    photon energy; bins are as wide as a pixel at any energy. So this is exactly the fit with the
+    frame's own wavelength, but for the range of diameters, which is scaled as well. As many
+    photons come from another volume, so the fluence goes with the sixth power.
+
+    Examples
+    --------
+    >>> diameter, fluence = rescale(np.float32([70, 0]), np.float32([1, 2]), np.array([2.0, 1]))
+    >>> diameter.tolist(), fluence.tolist()
+    ([35.0, 0.0], [64.0, 2.0])
+    """
+    rescaled = diameter / energy_ratio, fluence * energy_ratio**6
+    return rescaled[0].astype(np.float32), rescaled[1].astype(np.float32)
+
+
 def _averages_and_weights(photons: Float64, exposures: Float64) -> tuple[Float64, Float64]:
     seen = exposures > 0
     average = np.sqrt(photons / np.where(seen, exposures, 1))

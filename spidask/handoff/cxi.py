@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import h5py
+import hdf5plugin  # noqa: F401
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -20,7 +22,6 @@ from spidask.io.calibration import recipe_of
 from spidask.io.labels import locate
 from spidask.io.maps import load_map
 from spidask.io.runs import take_frames
-from spidask.io.zarr import is_zarr
 
 
 def write_photons_cxi(
@@ -97,12 +98,16 @@ def write_virtual_cxi(
     if frames is None:
         raise DataError(f"{out}/selection.cxi: a virtual dataset needs the runs; give their frames")
     raw = take_frames(frames, locate(list_frames(chosen), frames))
-    paths = raw["file_path"].values.astype(str)[raw["file"].values]
-    strange = [path for path in dict.fromkeys(paths.tolist()) if is_zarr(path)]
-    if strange:
-        raise ConfigError(
-            f"handoff.cxi: virtual is for HDF5 files, and {strange[0]} is Zarr; set it to copy"
-        )
+    shape = tuple(frames.attrs["frame_shape"])
+    paths, datasets = (
+        raw[name].values.astype(str)[raw["file"].values] for name in ("file_path", "file_dataset")
+    )
+    for path, dataset in dict.fromkeys(zip(paths.tolist(), datasets.tolist(), strict=True)):
+        if not _holds_stack(path, dataset, shape):
+            raise ConfigError(
+                "handoff.cxi: virtual is for frames that lie in HDF5 files as they are used, and "
+                f"{path} holds none of {shape[0]} x {shape[1]} pixels; set it to copy"
+            )
     setup = cxi.Setup(
         photon_energy=geometry.photon_energy_ev,
         distance=geometry.detector_distance_m,
@@ -110,7 +115,6 @@ def write_virtual_cxi(
         beam_centre=_beam(geometry),
     )
     names = chosen["run_name"].values.astype(str)
-    shape = tuple(frames.attrs["frame_shape"])
     codes = np.unique(chosen["run"].values)
     # As in detector.h5: a pixel that any of the runs masks is bad.
     mask = np.zeros(shape, np.uint32)
@@ -125,12 +129,20 @@ def write_virtual_cxi(
         paths=paths,
         rows=raw["row"].values,
         lengths=raw["file_frames"].values[raw["file"].values],
-        dataset=frames.attrs["dataset"],
+        datasets=datasets,
         shape=shape,
         dtype=frames["frames"].dtype,
     )
     provenance = {**provenance, "calibration": json.dumps(calibration)}
     cxi.write_virtual(out / "selection.cxi", source, mask, chosen, setup, provenance)
+
+
+def _holds_stack(path: str, dataset: str, shape: tuple[int, ...]) -> bool:
+    if not h5py.is_hdf5(path):
+        return False
+    with h5py.File(path, "r", locking=False) as file:
+        found = file.get(dataset)
+        return isinstance(found, h5py.Dataset) and found.shape[1:] == shape
 
 
 def _beam(geometry: Geometry) -> tuple[float, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -13,8 +12,7 @@ import xarray as xr
 from spidask.config import Config, Geometry
 from spidask.errors import ConfigError
 from spidask.frames.geometry import momentum_transfer, pixel_positions, wavelength
-from spidask.io.runs import take_frames
-from spidask.preprocessing import preprocess
+from spidask.masked import find_masked
 
 TOLERANCE_PX = 0.5
 """Runs whose pixels look at directions closer than this share one detector file."""
@@ -39,17 +37,13 @@ class Layout:
     bin: int
 
 
-def find_layout(
-    hits: xr.Dataset, rows: npt.NDArray[np.int64], frames: xr.Dataset, config: Config
-) -> Layout:
+def find_layout(rows: npt.NDArray[np.int64], frames: xr.Dataset, config: Config) -> Layout:
     """Find out which pixels the runs with hits have in common.
 
     Parameters
     ----------
-    hits : xarray.Dataset
-        The hits of a selection.
     rows : numpy.ndarray
-        Where each stands in `frames`, shape (hit,), int64.
+        Where the hits stand in `frames`, shape (hit,), int64.
     frames : xarray.Dataset
         As of `open_runs`.
     config : Config
@@ -65,19 +59,13 @@ def find_layout(
     ConfigError
         If the region is smaller than a square.
     """
-    # What calibration makes of an empty frame shows which pixels a run never has.
-    _, first_of_run = np.unique(hits["run"].values, return_index=True)
-    empty = take_frames(frames, rows[first_of_run] if len(rows) else [0])
-    empty = empty.assign(frames=empty["frames"].copy(data=da.zeros_like(empty["frames"].data)))
-    patterns = preprocess(empty, config)["patterns"]
-    values = patterns.data.compute(scheduler="threads")
-    if config.handoff.bin > min(values.shape[1:]):
+    masked, corner = find_masked(frames, rows, config)
+    if config.handoff.bin > min(masked.shape):
         raise ConfigError(
-            f"handoff.bin: {config.handoff.bin} is more than the region of {values.shape[1]} x "
-            f"{values.shape[2]} pixels; lower it"
+            f"handoff.bin: {config.handoff.bin} is more than the region of {masked.shape[0]} x "
+            f"{masked.shape[1]} pixels; lower it"
         )
-    hidden = np.isnan(sum_squares(values, config.handoff.bin)).any(axis=0)
-    return Layout((int(patterns["y"][0]), int(patterns["x"][0])), hidden, config.handoff.bin)
+    return Layout(corner, sum_squares(masked, config.handoff.bin) > 0, config.handoff.bin)
 
 
 def sum_squares(patterns: npt.NDArray[Any], width: int) -> npt.NDArray[Any]:

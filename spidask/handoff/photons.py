@@ -182,7 +182,7 @@ def write_photons(
         raise DataError(f"{folder}/photons.h5 does not hold these hits; give the runs' frames")
     table = list_frames(hits)
     rows = locate(table, frames)
-    layout = find_layout(hits, rows, frames, config)
+    layout = find_layout(rows, frames, config)
     geometry = common_geometry(hits, config, layout)
     distance = detector_distance(geometry, layout)
     detector = dragonfly.make_detector(*place_pixels(geometry, layout), distance, layout.hidden)

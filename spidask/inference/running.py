@@ -152,7 +152,8 @@ def _missing(
         if template is None:  # every run has the same variables
             template = label_lazily(run, members, config)
         n_frames, per_shard = run.sizes["frame"], config.inference.frames_per_shard
-        store.create_run(labels, name, template, n_frames, per_shard, files[name])
+        index = run["index"].values
+        store.create_run(labels, name, template, n_frames, per_shard, files[name], index)
         for number in store.missing_shards(labels, name):
             yield name, number, (run, members, config, labels, number)
 

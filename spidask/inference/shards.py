@@ -21,6 +21,7 @@ from distributed import get_worker
 from spidask.config import Config
 from spidask.inference.scoring import classify, load_current, score_patterns
 from spidask.io import store
+from spidask.io.layout import ENERGIES
 from spidask.io.runs import take_frames
 from spidask.io.stack import EVENT_IDS
 from spidask.monitor import gpu_facts, shrink_pattern, tell
@@ -42,7 +43,7 @@ LABELS = (
     "fit_quality",
     "fluence",
 )
-"""What labels.zarr holds of every frame, besides its event ids."""
+"""What labels.zarr holds of every frame, besides its event ids and energies."""
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,8 @@ def label_lazily(frames: xr.Dataset, members: Sequence[str | Path], config: Conf
 
 
 def _stored_names(found: xr.Dataset) -> list[str]:
-    return [*LABELS, *(name for name in EVENT_IDS if name in found)]
+    beside = (*EVENT_IDS, *ENERGIES, "n_events")
+    return [*LABELS, *(name for name in beside if name in found)]
 
 
 def _tell_shard(

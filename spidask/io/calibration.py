@@ -14,7 +14,7 @@ from spidask.config import Config, Preprocessing
 from spidask.errors import ConfigError, DataError
 from spidask.frames.calibrate import Calibration, whole_asics
 from spidask.frames.mask import usable_pixels
-from spidask.io.maps import Region, check_map, load_map, modified
+from spidask.io.maps import Region, check_map, is_inside, load_map, modified
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def recipe_of(config: Config, run: str, shape: tuple[int, int]) -> Recipe:
         read=whole_asics(region, asic, shape),
         dark=_of_run(settings.dark, run),
         gain=_of_run(settings.gain, run),
-        mask=_of_run(config.runs.mask, run),
+        mask=_of_run(None if is_inside(config.runs.mask) else config.runs.mask, run),
         mask_good=config.runs.mask_good,
         adu_per_photon=settings.adu_per_photon,
         photon_threshold=settings.photon_threshold,

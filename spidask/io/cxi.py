@@ -64,8 +64,8 @@ class RawFrames:
         Its row there, shape (frame,), int64.
     lengths : numpy.ndarray
         Frames of that file, shape (frame,), int64.
-    dataset : str
-        Path of the stack inside the files.
+    datasets : numpy.ndarray
+        Path of the stack inside that file, shape (frame,), text.
     shape : tuple of int
         Rows and columns of a frame.
     dtype : numpy.dtype
@@ -75,7 +75,7 @@ class RawFrames:
     paths: npt.NDArray[np.str_]
     rows: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
-    dataset: str
+    datasets: npt.NDArray[np.str_]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
@@ -168,7 +168,7 @@ def write_virtual(
         for place in _stretches(source):
             stack = h5py.VirtualSource(
                 source.paths[place.start],
-                source.dataset,
+                source.datasets[place.start],
                 (int(source.lengths[place.start]), *source.shape),
                 source.dtype,
             )

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spidask.errors import DataError
+from spidask.io.layout import ANYTHING, Layout, find_stack, refuse_unfitting
 from spidask.io.stack import (
     StackInfo,
     describe_stack,
-    find_event_ids,
     read_event_ids,
     read_frames,
 )
@@ -58,7 +58,7 @@ class StackReader:
         return read_frames(source, key, self.shape, self.dtype, self.path)
 
 
-def scan_hdf5(path: str, dataset: str) -> StackInfo:
+def scan_hdf5(path: str, dataset: str, layout: Layout = ANYTHING) -> StackInfo:
     """Read what the header of a file says about its frames.
 
     Parameters
@@ -66,7 +66,10 @@ def scan_hdf5(path: str, dataset: str) -> StackInfo:
     path : str
         The file.
     dataset : str
-        Path of the stack of frames inside the file.
+        Path of the stack of frames inside the file; where it is the default and not there, the
+        usual places are looked at.
+    layout : Layout
+        What else the file has to hold.
 
     Returns
     -------
@@ -80,11 +83,13 @@ def scan_hdf5(path: str, dataset: str) -> StackInfo:
     """
     try:
         with _open_file(path) as file:
-            array = _find(file, dataset)
+            array, place = _find(file, dataset)
             _refuse_missing_filters(array)
-            n_frames = array.shape[0] if array.ndim else 0
-            ids = find_event_ids(dataset, n_frames, lambda name: _describe(file, name))
-            return describe_stack(array.shape, array.dtype, array.chunks, ids)
+            info = describe_stack(
+                array.shape, array.dtype, array.chunks, place, lambda name: _describe(file, name)
+            )
+            refuse_unfitting(layout, info.shape, lambda name: _describe(file, name))
+            return info
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise DataError(_explain(path, error)) from error
 
@@ -154,10 +159,11 @@ def _open_file(path: str) -> h5py.File:
     return h5py.File(path, "r", driver="stdio", locking=False)
 
 
-def _find(file: h5py.File, dataset: str) -> h5py.Dataset:
-    array = file.get(dataset)
-    if isinstance(array, h5py.Dataset) and array.shape is not None:
-        return array
+def _find(file: h5py.File, dataset: str) -> tuple[h5py.Dataset, str]:
+    for place in (dataset, find_stack(file, dataset)):
+        array = file.get(place) if place else None
+        if isinstance(array, h5py.Dataset) and array.shape is not None:
+            return array, place
     stacks = _list_stacks(file)
     there = f"it holds {', '.join(stacks)}" if stacks else "it holds no stack of frames at all"
     raise DataError(f"has no dataset '{dataset}'; {there}; set runs.dataset", stacks=stacks)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from spidask.errors import DataError
 from spidask.io.hdf5 import scan_hdf5
+from spidask.io.layout import ANYTHING, Layout
+from spidask.io.photons import are_photons, scan_photons
 from spidask.io.stack import StackInfo
 from spidask.io.zarr import is_zarr, scan_zarr, stat_zarr
 
-VERSION = 1
+VERSION = 2
 """Of the cache; another one is not read."""
 
 
@@ -40,7 +42,12 @@ class FileEntry:
     problem: str = ""
 
 
-def index_files(paths: Sequence[str], dataset: str, cache: Path | None = None) -> list[FileEntry]:
+def index_files(
+    paths: Sequence[str],
+    dataset: str,
+    cache: Path | None = None,
+    layout: Layout = ANYTHING,
+) -> list[FileEntry]:
     """Describe files by their headers, from the cache where they have not changed.
 
     Parameters
@@ -51,17 +58,20 @@ def index_files(paths: Sequence[str], dataset: str, cache: Path | None = None) -
         Path of the stack of frames inside each.
     cache : pathlib.Path, optional
         JSON file that keeps the index; read if it is there, and written anew if anything changed.
+    layout : Layout
+        What else each file has to hold.
 
     Returns
     -------
     list of FileEntry
         One for each path, in their order. Files that cannot be read are in it with their problem.
     """
-    known = _load(cache, dataset) if cache else {}
-    entries = [_refresh(path, dataset, known.get(path)) for path in paths]
+    key = [dataset, *astuple(layout)]
+    known = _load(cache, key) if cache else {}
+    entries = [_refresh(path, dataset, layout, known.get(path)) for path in paths]
     good = {entry.path: entry for entry in entries if entry.info}
     if cache and good != known:
-        _save(cache, dataset, good)
+        _save(cache, key, good)
     return entries
 
 
@@ -89,22 +99,29 @@ def stat_file(path: str, dataset: str) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _refresh(path: str, dataset: str, known: FileEntry | None) -> FileEntry:
+def _refresh(path: str, dataset: str, layout: Layout, known: FileEntry | None) -> FileEntry:
     signature = stat_file(path, dataset)
     if known and (known.size, known.mtime_ns) == signature:
         return known
-    scan = scan_zarr if is_zarr(path) else scan_hdf5
     try:
-        return FileEntry(path, *signature, scan(path, dataset))
+        return FileEntry(path, *signature, _scan(path, dataset, layout))
     except DataError as error:
         return FileEntry(path, *signature, None, str(error))
 
 
-def _load(cache: Path, dataset: str) -> dict[str, FileEntry]:
-    """Read the cache; one that is missing, damaged or of another dataset is empty."""
+def _scan(path: str, dataset: str, layout: Layout) -> StackInfo:
+    if is_zarr(path):
+        return scan_zarr(path, dataset, layout)
+    if are_photons(path):
+        return scan_photons(path, layout)
+    return scan_hdf5(path, dataset, layout)
+
+
+def _load(cache: Path, key: list[object]) -> dict[str, FileEntry]:
+    """Read the cache; one that is missing, damaged or of other settings is empty."""
     try:
         stored = json.loads(cache.read_text())
-        if (stored["version"], stored["dataset"]) != (VERSION, dataset):
+        if (stored["version"], stored["dataset"]) != (VERSION, json.loads(json.dumps(key))):
             return {}
         return {entry["path"]: _revive(entry) for entry in stored["files"]}
     except (OSError, ValueError, KeyError, TypeError):
@@ -118,9 +135,9 @@ def _revive(entry: dict[str, object]) -> FileEntry:
     return FileEntry(info=StackInfo(**info), **entry)  # type: ignore[arg-type]
 
 
-def _save(cache: Path, dataset: str, entries: dict[str, FileEntry]) -> None:
+def _save(cache: Path, key: list[object], entries: dict[str, FileEntry]) -> None:
     files = [asdict(entry) for entry in entries.values()]
-    text = json.dumps({"version": VERSION, "dataset": dataset, "files": files})
+    text = json.dumps({"version": VERSION, "dataset": key, "files": files})
     cache.parent.mkdir(parents=True, exist_ok=True)
     # A reader never sees half a cache: the new one takes its place in one step.
     temporary = cache.with_name(f".{cache.name}.{os.getpid()}")

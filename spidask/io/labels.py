@@ -10,30 +10,46 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
+from spidask.config import Labels
 from spidask.errors import DataError
-from spidask.schema import CLASSES
+from spidask.io import label_sources
+from spidask.io.maps import split_location
 
-IDENTITIES = (("run", "index"), ("trainId", "pulseId"), ("timestamp", "fiducial"), ("timestamp",))
+IDENTITIES = (
+    ("run", "index"),
+    ("trainId", "pulseId"),
+    ("run", "eventNumber"),
+    ("timestamp", "fiducial"),
+    ("timestamp",),
+)
 """Columns that name a frame, in the order in which they are looked for."""
+PLAIN = Labels()
+"""Classes by their names alone."""
 BOX = ("x_min", "y_min", "x_max", "y_max")
 """Columns of the box around a pattern's signal, in pixels of the full frame, edges counted from
 the first pixel's outer edge; empty where nobody drew one."""
 
 
-def read_labels(source: str | Path) -> pd.DataFrame:
-    """Read labels of frames from one CSV file or several.
+def read_labels(source: str | Path, settings: Labels = PLAIN) -> pd.DataFrame:
+    """Read labels of frames from one file or several, in any of the forms that are known.
 
     Parameters
     ----------
     source : str or pathlib.Path
-        A path, or a glob of several files of one form.
+        A path, or a glob of several files of one form: CSV of ``run,index,label`` (or of event
+        ids and label) or of ``exp,run,event_num,label``; Dragonfly's text of one letter a frame;
+        a CXI file with tags; ``file.h5:dataset``, codes of HDF5 small data; a selection, as an
+        output folder or its ``selection.csv``.
+    settings : Labels
+        The section `labels`: what letters, codes and tags mean, and the run that they are of.
 
     Returns
     -------
     pandas.DataFrame
         A row for each label, in the order of the files: the columns that name the frame
-        (``run, index``, or ``trainId, pulseId``, or ``timestamp`` with ``fiducial`` where the
-        file has it), run as text and numbers as int64, and ``label``, a name in
+        (``run, index``, or ``trainId, pulseId``, or ``run, eventNumber``, or ``timestamp`` with
+        ``fiducial`` where the file has it), run as text and numbers as int64, and ``label``, a
+        name in
         `schema.CLASSES`; where the file has them, the columns `BOX`, float64, pixels, NaN where
         empty. Further columns are left out.
 
@@ -43,6 +59,12 @@ def read_labels(source: str | Path) -> pd.DataFrame:
         If no file is there, a column is missing, a label is no known class, a number is no
         whole number, or a frame is labelled twice; names the file and the line.
 
+    Notes
+    -----
+    Of a selection, the selected frames are single hits and those that the networks rejected
+    (``not_single``) multiple ones, which stands for all others; misses, unreadable frames and
+    those of another size have no label.
+
     Examples
     --------
     >>> import pathlib, tempfile
@@ -51,12 +73,8 @@ def read_labels(source: str | Path) -> pd.DataFrame:
     >>> read_labels(path).values.tolist()
     [['r0101', 7, 'single']]
     """
-    paths = [str(source)] if Path(source).is_file() else sorted(glob.glob(str(source)))
-    if not paths:
-        raise DataError(
-            f"{source}: no such table of labels; give a path or a glob", path=str(source)
-        )
-    tables = [_read_one(path) for path in paths]
+    paths = _find(str(source))
+    tables = [_read_one(path, settings) for path in paths]
     identity = _identity(tables[0].columns)
     for path, table in zip(paths, tables, strict=True):
         if list(table.columns) != list(tables[0].columns):
@@ -65,10 +83,21 @@ def read_labels(source: str | Path) -> pd.DataFrame:
                 "give files of one form",
                 path=path,
             )
-    places = [f"{p}, line {i + 2}" for p, t in zip(paths, tables, strict=True) for i in t.index]
     labels = pd.concat(tables, ignore_index=True)
-    _refuse_duplicates(labels, identity, places)
+    _refuse_duplicates(labels, identity, paths, tables)
+    labels.attrs = {}
     return labels
+
+
+def _find(source: str) -> list[str]:
+    paths = [source] if Path(source).exists() else sorted(glob.glob(source))
+    file, dataset = split_location(source)
+    if not paths and dataset:
+        files = [file] if Path(file).is_file() else sorted(glob.glob(file))
+        paths = [f"{path}:{dataset}" for path in files]
+    if not paths:
+        raise DataError(f"{source}: no such labels; give a path or a glob", path=source)
+    return paths
 
 
 def drop_unreadable(labels: pd.DataFrame, frames: xr.Dataset) -> tuple[pd.DataFrame, int]:
@@ -144,6 +173,9 @@ def locate(labels: pd.DataFrame, frames: xr.Dataset) -> npt.NDArray[np.int64]:
         If the Dataset lacks the ids, a row matches no frame (the first ones are named and all
         are counted), or an event id stands for several frames.
     """
+    if "eventNumber" in labels and "eventNumber" not in frames.variables:
+        # Events are counted from the run's first one.
+        labels = labels.rename(columns={"eventNumber": "index"})
     identity = list(_identity(labels.columns))
     missing = [name for name in identity if name not in frames.variables]
     if missing:
@@ -168,12 +200,26 @@ def locate(labels: pd.DataFrame, frames: xr.Dataset) -> npt.NDArray[np.int64]:
     return rows
 
 
-def _read_one(path: str) -> pd.DataFrame:
+def _read_one(path: str, settings: Labels) -> pd.DataFrame:
+    """Read one source; its index counts lines or frames, as ``attrs['unit']`` says."""
+    if label_sources.is_selection(path):
+        return label_sources.read_selection(path)
+    if label_sources.is_hdf5(path):
+        return label_sources.read_hdf5(path, settings)
+    if label_sources.are_letters(path):
+        return label_sources.read_letters(path, settings)
+    return _read_csv(path, settings)
+
+
+def _read_csv(path: str, settings: Labels) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: is no CSV table: {' '.join(str(error).split())}") from None
+    table.index += 2
     table.columns = [str(name).strip() for name in table.columns]
+    if {"exp", "event_num"} <= set(table.columns):
+        table = label_sources.name_events(table, path, settings)
     identity = _identity(table.columns, path)
     boxes = BOX if set(BOX) <= set(table.columns) else ()
     table = pd.DataFrame({name: table[name].str.strip() for name in (*identity, "label", *boxes)})
@@ -183,15 +229,7 @@ def _read_one(path: str) -> pd.DataFrame:
             table[name] = _whole_numbers(table[name], path)
     if boxes:
         table[[*boxes]] = _read_boxes(table[[*boxes]], path)
-    unknown = table[~table["label"].isin(CLASSES)]
-    if len(unknown):
-        raise DataError(
-            f"{path}, line {unknown.index[0] + 2}: label '{unknown['label'].iloc[0]}' is no class; "
-            f"known: {', '.join(CLASSES)}",
-            path=path,
-            line=int(unknown.index[0]) + 2,
-        )
-    return table
+    return label_sources.translate(table, path, "line", settings.codes, "labels.codes")
 
 
 def _identity(columns: pd.Index, path: str | None = None) -> tuple[str, ...]:
@@ -200,7 +238,7 @@ def _identity(columns: pd.Index, path: str | None = None) -> tuple[str, ...]:
         return found[0]
     raise DataError(
         f"{path or 'the table'}: columns {', '.join(map(str, columns))}; expected "
-        "run,index,label (or trainId,pulseId,label or timestamp,label)",
+        "run,index,label (or trainId,pulseId,label or timestamp,label, or exp,run,event_num,label)",
         path=path,
     )
 
@@ -210,7 +248,7 @@ def _whole_numbers(column: pd.Series[str], path: str) -> pd.Series[int]:
     fits = column.str.fullmatch(r"[0-9]{1,19}") & (column.str.zfill(19) <= largest)
     wrong = column[~fits]
     if len(wrong):
-        line = wrong.index[0] + 2
+        line = wrong.index[0]
         raise DataError(
             f"{path}, line {line}: {column.name} '{wrong.iloc[0]}' is no whole number from 0 on",
             path=path,
@@ -225,7 +263,7 @@ def _read_boxes(columns: pd.DataFrame, path: str) -> pd.DataFrame:
     is_box = (x_min < x_max) & (y_min < y_max) & boxes.abs().max(axis=1).lt(np.inf)
     wrong = columns[~is_box & (columns != "").any(axis=1)]
     if len(wrong):
-        line = int(wrong.index[0]) + 2
+        line = int(wrong.index[0])
         raise DataError(
             f"{path}, line {line}: {', '.join(BOX)} {', '.join(wrong.iloc[0])} is no box; give "
             "two corners in pixels, or leave all four empty",
@@ -235,18 +273,29 @@ def _read_boxes(columns: pd.DataFrame, path: str) -> pd.DataFrame:
     return boxes
 
 
-def _refuse_duplicates(labels: pd.DataFrame, identity: tuple[str, ...], places: list[str]) -> None:
+def _refuse_duplicates(
+    labels: pd.DataFrame, identity: tuple[str, ...], paths: list[str], tables: list[pd.DataFrame]
+) -> None:
     again = np.flatnonzero(labels.duplicated(list(identity)))
     if len(again) == 0:
         return
     row = labels.loc[again[0], list(identity)]
     first = int(np.flatnonzero((labels[list(identity)] == row).all(axis=1))[0])
     named = " ".join(f"{name} {row[name]}" for name in identity)
+    second = _place(again[0], paths, tables)
     raise DataError(
-        f"{places[again[0]]}: {named} is labelled a second time, first in {places[first]}; "
+        f"{second}: {named} is labelled a second time, first in {_place(first, paths, tables)}; "
         f"keep one of them ({len(again)} such rows)",
         n_duplicates=len(again),
     )
+
+
+def _place(row: int, paths: list[str], tables: list[pd.DataFrame]) -> str:
+    for path, table in zip(paths, tables, strict=True):
+        if row < len(table):
+            return f"{path}, {table.attrs['unit']} {table.index[row]}"
+        row -= len(table)
+    raise IndexError(row)
 
 
 def _rows_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -31,7 +32,8 @@ def load_map(
     Parameters
     ----------
     location : str
-        ``file:dataset`` in HDF5, an HDF5 file with a single dataset, or a NumPy file ``.npy``.
+        ``file:dataset`` in HDF5, an HDF5 file with a single dataset, or a NumPy file ``.npy``. A
+        map may be a list of its pixels, row after row, as in Dragonfly's detector files.
     shape : tuple of int
         Rows and columns of the detector's frames.
     region : tuple of int
@@ -112,7 +114,7 @@ def sign_map(location: str, what: str) -> int:
 @lru_cache(maxsize=4096)
 def _sign_map(location: str, what: str, mtime_ns: int) -> int:
     with _opened(location, what) as values:
-        if values.ndim != 2:
+        if values.ndim > 2:
             return mtime_ns
         content = np.ascontiguousarray(values[()])
     return int(hashlib.sha256(content.tobytes()).hexdigest()[:12], 16)
@@ -170,6 +172,44 @@ def split_location(location: str) -> tuple[str, str | None]:
     return (path, dataset) if colon else (location, None)
 
 
+def holds_array(path: str, dataset: str) -> bool:
+    """Tell whether an HDF5 file holds an array.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    dataset : str
+        Path inside it.
+
+    Returns
+    -------
+    bool
+        False also for files that are no HDF5.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return isinstance(file.get(dataset), h5py.Dataset)
+    except (OSError, RuntimeError, KeyError):
+        return False
+
+
+def is_inside(location: str | None) -> bool:
+    """Tell whether a mask lies in the files of the frames.
+
+    Parameters
+    ----------
+    location : str or None
+        The setting ``runs.mask``.
+
+    Returns
+    -------
+    bool
+        True for ``:dataset``.
+    """
+    return location is not None and location.startswith(":")
+
+
 @lru_cache(maxsize=16)
 def _load_map(
     location: str, shape: tuple[int, int], region: Region, what: str, stack: bool, _modified: int
@@ -179,7 +219,10 @@ def _load_map(
         _refuse_shape(data.shape, shape, location, what, stack)
         try:
             cut = (slice(y0, y1), slice(x0, x1))
-            values = data[cut] if data.ndim == 2 else _mean(data, *cut)
+            if data.ndim == 1:
+                values = np.reshape(data[()], shape)[cut]
+            else:
+                values = data[cut] if data.ndim == 2 else _mean(data, *cut)
         except OSError as error:
             raise DataError(f"{what} {location}: cannot be read: {error}", path=location) from None
     # The cache hands the same array to everybody.
@@ -240,6 +283,8 @@ def _dataset(file: h5py.File, path: str, dataset: str | None, what: str) -> h5py
 def _refuse_shape(
     found: tuple[int, ...], shape: tuple[int, ...], location: str, what: str, stack: bool
 ) -> None:
+    if found == (math.prod(shape),):
+        return
     allowed = (2, 3) if stack else (2,)
     if len(found) not in allowed or found[-2:] != shape or 0 in found:
         form = f"{shape}, or a stack of such frames" if stack else f"{shape}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,22 @@ import xarray as xr
 from numpy.typing import NDArray
 from xarray.core import indexing
 
+from spidask.config import Events
 from spidask.errors import DataError
+from spidask.io.events import Joined, join_events
 from spidask.io.files import find_runs
+from spidask.io.identity import read_originals
 from spidask.io.index import FileEntry, index_files, stat_file
+from spidask.io.layout import ANYTHING, DATASET, ENERGIES, Layout
 from spidask.io.stack import EVENT_IDS, StackInfo, locate
-from spidask.io.stretches import Codes, EventIds, FramesReader, Stretches, join_stretches
+from spidask.io.stretches import (
+    Codes,
+    Energies,
+    EventIds,
+    FramesReader,
+    Stretches,
+    join_stretches,
+)
 from spidask.schema import annotate
 
 BLOCK_BYTES = 100 * 2**20
@@ -30,34 +42,46 @@ HIT_WINDOW = 128
 
 def open_runs(
     files: str | Sequence[str],
-    dataset: str = "entry_1/data_1/data",
+    dataset: str = DATASET,
     *,
     pattern: str | None = None,
     frames_per_block: int = 0,
     cache: Path | None = None,
+    layout: Layout = ANYTHING,
+    events: Events | None = None,
 ) -> xr.Dataset:
     """Open many runs as one lazy Dataset; no frame is read.
 
     Parameters
     ----------
     files : str or sequence of str
-        Paths or globs of HDF5 files and Zarr folders.
+        Paths or globs of HDF5 files, Zarr folders and files of Dragonfly's photons.
     dataset : str
-        Path of the stack of frames (frame, y, x) inside each file.
+        Path of the stack of frames (frame, y, x) inside each file. Where it is the default and not
+        there, the other usual places of CXI, psocake and CXIDB 58 are looked at.
     pattern : str, optional
         Regular expression with a group ``run``; joins files to runs, see `find_runs`.
     frames_per_block : int
         Frames of a Dask block; 0 chooses about 100 MiB of raw data.
     cache : pathlib.Path, optional
         JSON file that keeps the index of the files for the next time.
+    layout : Layout
+        Shape of frames in files that do not know it, a mask inside the files, and arrays that
+        name the original run and index of each frame.
+    events : Events, optional
+        Small data of the facility, joined by time stamp.
 
     Returns
     -------
     xarray.Dataset
         ``frames`` (frame, y, x), a Dask array, with coordinates ``run``, ``index``, ``file``,
-        ``row`` and the event ids of the files, int64, -1 where a file has none. Sorted by run and
-        index; the lookup tables are ``run_name`` and ``file_path``. The dtype is that to which
-        NumPy promotes those of the files, in native byte order. attrs: ``dataset``;
+        ``row`` and the event ids of the files, int64, -1 where a file has none. Where the files
+        or the events have them, ``photon_energy`` [eV] and ``pulse_energy`` [mJ], float64, NaN
+        where there is none; with events ``n_events``, how many have the frame's time stamp.
+        Sorted by run and index; the lookup tables are ``run_name`` and ``file_path``. The dtype is
+        that to which NumPy promotes those of the files, in native byte order, and a float with a
+        mask inside the files. attrs: ``dataset``; ``layout``; ``repeated_frames``, how many
+        frames share run and index with another (0 unless the layout names them);
         ``unreadable_files``, list of [path, reason], whose frames are unknown and not here;
         ``unreadable_runs``, names of the runs that have no other files; ``odd_files``, list of
         [path, reason], whose frames have another shape than most files' and are here but filled;
@@ -79,7 +103,8 @@ def open_runs(
     on without it; the run's frames have other numbers once that file is well again.
     """
     runs = find_runs(files, pattern)
-    entries = index_files([path for paths in runs.values() for path in paths], dataset, cache)
+    paths = [path for paths in runs.values() for path in paths]
+    entries = index_files(paths, dataset, cache, layout)
     good = [entry for entry in entries if entry.info]
     unreadable = [[entry.path, entry.problem] for entry in entries if not entry.info]
     if not good:
@@ -88,17 +113,20 @@ def open_runs(
             unreadable_files=unreadable,
         )
     shape, readable = _usual_shape(good), {entry.path for entry in good}
-    out = _coordinates(runs, good)
+    out, stretches = _coordinates(runs, good, layout, events)
     dtype = np.result_type(*(i.dtype for i in _infos(good) if i.shape[1:] == shape))
-    out.attrs = {
+    if layout.mask is not None:
+        dtype = np.result_type(dtype, np.float32)
+    out.attrs |= {
         "dataset": dataset,
+        "layout": asdict(layout),
         "unreadable_files": unreadable,
         "unreadable_runs": [name for name, paths in runs.items() if not readable & set(paths)],
         "odd_files": _odd_files(good, shape),
         "frame_shape": list(shape),
         "frames_per_block": frames_per_block or choose_block(shape, dtype),
     }
-    return annotate(_with_frames(out, _stretches(good), dtype, aligned=True))
+    return annotate(_with_frames(out, stretches, dtype, aligned=True))
 
 
 def _infos(entries: Iterable[FileEntry]) -> list[StackInfo]:
@@ -149,34 +177,66 @@ def _stretches(entries: list[FileEntry]) -> Stretches:
     return Stretches(start, np.arange(len(lengths)), np.zeros(len(lengths), np.int64))
 
 
-def _coordinates(runs: dict[str, list[str]], entries: list[FileEntry]) -> xr.Dataset:
+def _coordinates(
+    runs: dict[str, list[str]],
+    entries: list[FileEntry],
+    layout: Layout,
+    events: Events | None,
+) -> tuple[xr.Dataset, Stretches]:
+    if layout.identity:
+        originals = read_originals([entry.path for entry in entries], layout.identity)
+        names, n_repeated = originals.names, originals.n_repeated
+        stretches = join_stretches(originals.file, originals.row)
+        frame = {"run": originals.run, "index": originals.index}
+        frame |= {"file": originals.file.astype(np.int32), "row": originals.row}
+        coords: dict[str, Any] = {name: ("frame", values) for name, values in frame.items()}
+    else:
+        stretches, n_repeated = _stretches(entries), 0
+        names, arrays = _by_file(runs, entries, stretches)
+        coords = {k: ("frame", indexing.LazilyIndexedArray(v)) for k, v in arrays.items()}
+    paths, infos = tuple(entry.path for entry in entries), _infos(entries)
+    beside = _beside(stretches, paths, infos, events)
+    coords |= {k: ("frame", indexing.LazilyIndexedArray(v)) for k, v in beside.items()}
+    tables = {
+        "run_name": ("run_code", np.array(names, object)),
+        "file_path": ("file_code", np.array(paths, object)),
+        "file_dataset": ("file_code", np.array([info.dataset for info in infos], object)),
+        "file_frames": ("file_code", np.array([info.shape[0] for info in infos], np.int64)),
+    }
+    attrs = {"repeated_frames": n_repeated}
+    return xr.Dataset(coords={**coords, **tables}, attrs=attrs), stretches
+
+
+def _by_file(
+    runs: dict[str, list[str]], entries: list[FileEntry], stretches: Stretches
+) -> tuple[list[str], dict[str, Codes]]:
     run_of = {path: name for name, paths in runs.items() for path in paths}
     names = list(dict.fromkeys(run_of[entry.path] for entry in entries))
     code = np.array([names.index(run_of[entry.path]) for entry in entries], np.int64)
-    stretches = _stretches(entries)
     start = stretches.start
     first_of_run = start[np.searchsorted(code, code)]
-    paths = tuple(entry.path for entry in entries)
-    arrays: dict[str, Any] = {
+    return names, {
         "run": Codes(start, code, 0, "int32"),
         "index": Codes(start, start[:-1] - first_of_run, 1, "int64"),
         "file": Codes(start, stretches.file, 0, "int32"),
         "row": Codes(start, stretches.row, 1, "int64"),
     }
+
+
+def _beside(
+    stretches: Stretches, paths: tuple[str, ...], infos: list[StackInfo], events: Events | None
+) -> dict[str, EventIds | Energies | Joined]:
+    """Event ids and energies, those of the files and those of the events."""
+    arrays: dict[str, EventIds | Energies | Joined] = {}
     for name in EVENT_IDS:
-        places = tuple(info.event_ids.get(name, []) for info in _infos(entries))
+        places = tuple(info.event_ids.get(name, []) for info in infos)
         if any(places):
             arrays[name] = EventIds(stretches, paths, places)
-    coords = {k: ("frame", indexing.LazilyIndexedArray(v)) for k, v in arrays.items()}
-    lengths = [info.shape[0] for info in _infos(entries)]
-    return xr.Dataset(
-        coords={
-            **coords,
-            "run_name": ("run_code", np.array(names, object)),
-            "file_path": ("file_code", np.array(paths, object)),
-            "file_frames": ("file_code", np.array(lengths, np.int64)),
-        }
-    )
+    for name in ENERGIES:
+        energies = tuple(info.energies.get(name, []) for info in infos)
+        if any(energies):
+            arrays[name] = Energies(stretches, paths, energies)
+    return join_events(arrays, events) if events else arrays
 
 
 def _with_frames(
@@ -187,10 +247,11 @@ def _with_frames(
     reader = FramesReader(
         Stretches(stretches.start, file, stretches.row),
         tuple(out["file_path"].values[used]),
-        out.attrs["dataset"],
+        tuple(out["file_dataset"].values[used]),
         tuple(out["file_frames"].values[used].tolist()),
         shape,
         dtype,
+        Layout(**out.attrs["layout"]),
     )
     sizes = _block_sizes(out, stretches, aligned=aligned)
     # The reader is a task of its own, so that it travels to a worker once and not in every task.
@@ -209,9 +270,17 @@ def _block_sizes(out: xr.Dataset, stretches: Stretches, *, aligned: bool) -> tup
     most = int(out.attrs["frames_per_block"])
     if not aligned:
         return tuple(min(most, len(stretches) - n) for n in range(0, len(stretches), most)) or (0,)
-    index = out["index"].isel(frame=stretches.start[:-1]).values
+    start = stretches.start
+    if out.attrs["layout"]["identity"]:
+        # Original indices have gaps: blocks count from the first frame of a run in a file.
+        run, file = out["run"].values, out["file"].values
+        breaks = np.flatnonzero((np.diff(run) != 0) | (np.diff(file) != 0)) + 1
+        start = np.concatenate([[0], breaks, [len(run)]]) if len(run) else np.zeros(1, int)
+        index = np.zeros(len(start) - 1, np.int64)
+    else:
+        index = out["index"].isel(frame=start[:-1]).values
     sizes: list[int] = []
-    for first, n_frames in zip(index.tolist(), np.diff(stretches.start).tolist(), strict=True):
+    for first, n_frames in zip(index.tolist(), np.diff(start).tolist(), strict=True):
         head = min(n_frames, most - first % most)
         whole, tail = divmod(n_frames - head, most)
         sizes += [head] + [most] * whole + [tail] * (tail > 0)
@@ -299,16 +368,23 @@ def sign_files(ds: xr.Dataset) -> dict[str, list[list[str | int]]]:
     dict of str to list
         Name of the run to [file name, bytes, modification time in ns, frames] of its files.
     """
-    starts = _file_starts(ds)
-    runs = ds["run"].isel(frame=starts).values
-    files = ds["file"].isel(frame=starts).values
     signatures: dict[str, list[list[str | int]]] = {}
-    for code, file in zip(runs, files, strict=True):
-        path, n_frames = ds["file_path"].values[file], int(ds["file_frames"].values[file])
-        entry: list[str | int] = [Path(path).name, *stat_file(path, ds.attrs["dataset"]), n_frames]
+    paths, datasets, lengths = (
+        ds[name].values for name in ("file_path", "file_dataset", "file_frames")
+    )
+    for code, file in _runs_and_files(ds):
+        path = paths[file]
+        entry: list[str | int] = [
+            Path(path).name,
+            *stat_file(path, datasets[file]),
+            int(lengths[file]),
+        ]
         signatures.setdefault(ds["run_name"].values[code], []).append(entry)
     return signatures
 
 
-def _file_starts(ds: xr.Dataset) -> NDArray[np.int64]:
-    return np.flatnonzero(np.diff(ds["file"].values, prepend=-1))
+def _runs_and_files(ds: xr.Dataset) -> list[tuple[int, int]]:
+    # Files of hits hold several runs each, and their frames may alternate in a run.
+    run, file = ds["run"].values, ds["file"].values
+    starts = np.flatnonzero(np.diff(run, prepend=-1) | np.diff(file, prepend=-1))
+    return list(dict.fromkeys(zip(run[starts].tolist(), file[starts].tolist(), strict=True)))

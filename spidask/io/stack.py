@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spidask.errors import DataError
+from spidask.io.layout import Describe, find_energies
 
 EVENT_IDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "trainId": (("trainId",),),
@@ -61,19 +62,26 @@ class StackInfo:
         Chunk shape; None where the frames lie one after the other.
     event_ids : dict
         Name in the vocabulary to the paths of the arrays inside the file.
+    dataset : str
+        Path of the stack inside the file.
+    energies : dict
+        Name in the vocabulary to the path of the array, and the factor that gives its unit.
     """
 
     shape: tuple[int, ...]
     dtype: str
     chunks: tuple[int, ...] | None = None
     event_ids: dict[str, list[str]] = field(default_factory=dict)
+    dataset: str = ""
+    energies: dict[str, list[Any]] = field(default_factory=dict)
 
 
 def describe_stack(
     shape: Sequence[int],
     dtype: np.dtype[Any],
     chunks: Sequence[int] | None,
-    event_ids: dict[str, list[str]],
+    dataset: str,
+    describe: Describe,
 ) -> StackInfo:
     """Check that an array on disk is a stack of frames.
 
@@ -85,13 +93,15 @@ def describe_stack(
         Its dtype.
     chunks : sequence of int or None
         Its chunk shape.
-    event_ids : dict
-        Event ids found beside it.
+    dataset : str
+        Its path inside the file.
+    describe : callable
+        As for `find_event_ids`.
 
     Returns
     -------
     StackInfo
-        The description.
+        The description, with the event ids and energies beside it.
 
     Raises
     ------
@@ -113,13 +123,13 @@ def describe_stack(
         tuple(map(int, shape)),
         dtype.newbyteorder("=").str,
         tuple(map(int, chunks)) if chunks else None,
-        event_ids,
+        find_event_ids(dataset, shape[0], describe),
+        dataset,
+        find_energies(dataset, shape[0], describe),
     )
 
 
-def find_event_ids(
-    dataset: str, n_frames: int, describe: Callable[[str], tuple[tuple[int, ...], str] | None]
-) -> dict[str, list[str]]:
+def find_event_ids(dataset: str, n_frames: int, describe: Describe) -> dict[str, list[str]]:
     """Look for one event id per frame beside the frames and at the known places.
 
     Parameters

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from spidask.errors import StoreError
 from spidask.io.files import natural_key
+from spidask.io.layout import ENERGIES
 from spidask.io.stack import EVENT_IDS, MISSING_ID
 from spidask.schema import VARIABLES, annotate
 
@@ -29,6 +30,7 @@ def create_run(
     n_frames: int,
     frames_per_shard: int,
     files: Sequence[Sequence[str | int]] = (),
+    index: NDArray[np.int64] | None = None,
 ) -> None:
     """Create the empty group of a run, or accept the one that is there.
 
@@ -47,6 +49,8 @@ def create_run(
         Frames of a shard, which is one chunk of each variable.
     files : sequence
         Description of the run's files; a later change of it makes the labels stale.
+    index : numpy.ndarray, optional
+        Position of each frame in its run, (frame,), int64; consecutive without it.
 
     Raises
     ------
@@ -65,6 +69,9 @@ def create_run(
     new = zarr.open_group(unfinished, mode="w", zarr_format=3, attributes=attributes)
     for name, variable in template.data_vars.items():
         _create_array(new, str(name), variable, n_frames, frames_per_shard)
+    if "index" in template:
+        # Every shard is compared with it before it is written.
+        _array(new, "index")[:] = np.arange(n_frames) if index is None else index
     n_shards = count_shards(n_frames, frames_per_shard)
     new.create_array(
         "done", shape=(n_shards,), chunks=(1,), dtype="uint8", dimension_names=["shard"]
@@ -106,10 +113,7 @@ def _refuse_other_layout(
 
 
 def _say_layout(layout: tuple[Any, ...] | None) -> str:
-    if layout is None:
-        return "absent"
-    shape, chunks, dtype = layout
-    return f"{dtype} {shape} in shards of {chunks[0]}"
+    return f"{layout[2]} {layout[0]} in shards of {layout[1][0]}" if layout else "absent"
 
 
 def count_shards(n_frames: int, frames_per_shard: int) -> int:
@@ -259,12 +263,10 @@ def _refuse_misfit(what: str, values: NDArray[Any], array: zarr.Array[Any], fram
             f"{what} is {values.dtype} {values.shape}, expected {array.dtype} {expected}; "
             "write whole shards"
         )
-    if array.basename == "index" and not np.array_equal(
-        values, np.arange(frames.start, frames.stop)
-    ):
+    if array.basename == "index" and not np.array_equal(values, array[frames]):
         raise StoreError(
             f"{what} runs from {values[0]} to {values[-1]}, expected every frame from "
-            f"{frames.start} to {frames.stop - 1}; write aligned shards"
+            f"{array[frames.start]!s} to {array[frames.stop - 1]!s}; write aligned shards"
         )
 
 
@@ -282,12 +284,12 @@ def gather_labels(store: str | Path, *, partial: bool = False) -> xr.Dataset:
     -------
     xarray.Dataset
         The stored variables, runs in natural order, with the coordinates ``run`` (int32) and
-        ``run_name``. An event id that a run lacks is -1.
+        ``run_name``. An event id that a run lacks is -1, an energy NaN.
 
     Raises
     ------
     StoreError
-        If there is no run, if runs differ in other variables than event ids, or if shards are
+        If there is no run, if runs differ in other variables than these, or if shards are
         missing and `partial` is false.
 
     Notes
@@ -335,8 +337,8 @@ def _join_runs(runs: list[str], parts: list[xr.Dataset]) -> xr.Dataset:
 def _column(run: str, part: xr.Dataset, name: str) -> NDArray[Any]:
     if name in part:
         return np.asarray(part[name].values)
-    if name in EVENT_IDS:
-        return np.full(part.sizes["frame"], MISSING_ID, np.int64)
+    if name in EVENT_IDS or name in ENERGIES:
+        return np.full(part.sizes["frame"], MISSING_ID if name in EVENT_IDS else np.nan)
     raise StoreError(f"run '{run}' has no '{name}', others have; choose another output folder")
 
 

@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from spidask.io.hdf5 import StackReader, read_hdf5_ids
+from spidask.io.hdf5 import StackReader, open_hdf5, read_hdf5_ids
+from spidask.io.layout import ANYTHING, PHOTONS, Layout
+from spidask.io.masks import hide_pixels
+from spidask.io.photons import PhotonsReader
 from spidask.io.stack import MISSING_ID, UNDECODABLE, enclose, locate
-from spidask.io.zarr import ZarrReader, is_zarr, read_zarr_ids
+from spidask.io.zarr import ZarrReader, is_zarr, open_zarr, read_zarr_ids
 from spidask.stopwatch import measure
 
 log = logging.getLogger(__name__)
@@ -93,8 +96,8 @@ class FramesReader:
     stretches : Stretches
         Which frames, file numbers counting `paths`.
     paths : tuple of str
-        HDF5 files and Zarr folders.
-    dataset : str
+        HDF5 files, Zarr folders and Dragonfly's files of photons.
+    datasets : tuple of str
         Path of the stack inside each.
     lengths : tuple of int
         Number of frames of each file.
@@ -102,14 +105,17 @@ class FramesReader:
         Rows and columns of a frame.
     dtype : numpy.dtype
         Dtype of what is returned.
+    layout : Layout
+        Whether each file holds a mask, whose pixels are NaN; then `dtype` is a float.
     """
 
     stretches: Stretches
     paths: tuple[str, ...]
-    dataset: str
+    datasets: tuple[str, ...]
     lengths: tuple[int, ...]
     frame_shape: tuple[int, int]
     dtype: np.dtype[Any]
+    layout: Layout = ANYTHING
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -135,10 +141,19 @@ class FramesReader:
 
     def _read(self, span: Span, region: Sequence[Any]) -> NDArray[Any]:
         number, row, n_rows = span
-        path = self.paths[number]
-        kind = ZarrReader if is_zarr(path) else StackReader
+        path, dataset = self.paths[number], self.datasets[number]
         shape = (self.lengths[number], *self.frame_shape)
-        return kind(path, self.dataset, shape, self.dtype)[(slice(row, row + n_rows), *region)]
+        key = (slice(row, row + n_rows), *region)
+        block: NDArray[Any]
+        if dataset == PHOTONS:
+            block = PhotonsReader(path, shape, self.dtype)[key]
+        else:
+            kind = ZarrReader if is_zarr(path) else StackReader
+            block = kind(path, dataset, shape, self.dtype)[key]
+        if self.layout.mask is not None:
+            mask = _open(path, self.layout.mask)
+            hide_pixels(block, mask, key, self.layout, self.frame_shape)
+        return block
 
     def _nothing(self, region: Sequence[Any]) -> NDArray[Any]:
         return np.empty((0, *self.frame_shape), self.dtype)[(slice(None), *region)]
@@ -198,9 +213,10 @@ class EventIds(BackendArray):
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         """Read the event ids of some frames."""
-        return _index(key, self.shape, self._values)
+        return _index(key, self.shape, self.read)
 
-    def _values(self, key: tuple[Any, ...]) -> Any:
+    def read(self, key: tuple[Any, ...]) -> Any:
+        """Read those of some positions along the frames."""
         read, rest = enclose(key[0], self.shape[0])
         spans = self.stretches.between(read.start, read.stop)
         columns = [self._read(span) for span in spans]
@@ -219,6 +235,56 @@ class EventIds(BackendArray):
             # A frame is known by its run and index too: it stays, without this id.
             log.warning("%s: event ids %s cannot be read: %s", path, ", ".join(names), error)
             return np.full(n_rows, MISSING_ID, np.int64)
+
+
+class Energies(BackendArray):
+    """An energy of every frame, read from the files when asked for; NaN where there is none.
+
+    Parameters
+    ----------
+    stretches : Stretches
+        Which frames.
+    paths : sequence of str
+        HDF5 files and Zarr folders.
+    places : sequence of list
+        Path of the number, or of one for each frame, inside each file, and the factor that gives
+        the vocabulary's unit; an empty list where the file has none.
+    """
+
+    def __init__(
+        self, stretches: Stretches, paths: Sequence[str], places: Sequence[list[Any]]
+    ) -> None:
+        self.stretches, self.paths, self.places = stretches, paths, places
+        self.shape, self.dtype = (len(stretches),), np.dtype("float64")
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        """Read the energies of some frames."""
+        return _index(key, self.shape, self.read)
+
+    def read(self, key: tuple[Any, ...]) -> Any:
+        """Read those of some positions along the frames."""
+        read, rest = enclose(key[0], self.shape[0])
+        spans = self.stretches.between(read.start, read.stop)
+        return np.concatenate([np.empty(0), *(self._read(span) for span in spans)])[rest]
+
+    def _read(self, span: Span) -> NDArray[np.float64]:
+        number, row, n_rows = span
+        if not self.places[number]:
+            return np.full(n_rows, np.nan)
+        name, factor = self.places[number]
+        try:
+            array = _open(self.paths[number], name)
+            one = array.shape in ((), (1,))
+            values = np.asarray(array[()] if one else array[row : row + n_rows], np.float64)
+        except UNDECODABLE as error:
+            log.warning("%s: %s cannot be read: %s", self.paths[number], name, error)
+            return np.full(n_rows, np.nan)
+        energies = np.broadcast_to(values.reshape(-1), n_rows) * factor
+        return np.where(energies > 0, energies, np.nan)
+
+
+def _open(path: str, name: str) -> Any:
+    return open_zarr(path, name) if is_zarr(path) else open_hdf5(path, name)
 
 
 def _index(key: indexing.ExplicitIndexer, shape: tuple[int, ...], values: Any) -> Any:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from spidask.errors import DataError
 from spidask.io.hdf5 import N_OPEN
+from spidask.io.layout import ANYTHING, Layout, find_stack, refuse_unfitting
 from spidask.io.stack import (
     StackInfo,
     describe_stack,
-    find_event_ids,
     read_event_ids,
     read_frames,
 )
@@ -73,7 +73,7 @@ def is_zarr(path: str) -> bool:
     return any(os.path.exists(os.path.join(path, name)) for name in METADATA)
 
 
-def scan_zarr(path: str, dataset: str) -> StackInfo:
+def scan_zarr(path: str, dataset: str, layout: Layout = ANYTHING) -> StackInfo:
     """Read what the metadata of a folder says about its frames.
 
     Parameters
@@ -81,7 +81,10 @@ def scan_zarr(path: str, dataset: str) -> StackInfo:
     path : str
         The folder.
     dataset : str
-        Path of the stack of frames inside it.
+        Path of the stack of frames inside it; where it is the default and not there, the usual
+        places are looked at.
+    layout : Layout
+        What else the folder has to hold.
 
     Returns
     -------
@@ -95,15 +98,12 @@ def scan_zarr(path: str, dataset: str) -> StackInfo:
     """
     try:
         root = zarr.open(path, mode="r")
-        if isinstance(root, zarr.Array):
-            return describe_stack(root.shape, root.dtype, root.chunks, {})
-        array = root.get(dataset)
-        if not isinstance(array, zarr.Array):
-            names = ", ".join(sorted(root.keys())) or "nothing"
-            raise DataError(f"has no array '{dataset}'; it holds {names}; set runs.dataset")
-        n_frames = array.shape[0] if array.ndim else 0
-        ids = find_event_ids(dataset, n_frames, lambda name: _describe(root, name))
-        return describe_stack(array.shape, array.dtype, array.chunks, ids)
+        array, place = _find(root, dataset)
+        info = describe_stack(
+            array.shape, array.dtype, array.chunks, place, lambda name: _describe(root, name)
+        )
+        refuse_unfitting(layout, info.shape, lambda name: _describe(root, name))
+        return info
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         text = " ".join(str(error).split())
         raise DataError(f"is no readable Zarr: {text}; write or transfer it again") from error
@@ -197,6 +197,17 @@ def _open(path: str, dataset: str, size: int, mtime_ns: int) -> zarr.Array[Any]:
     return array
 
 
-def _describe(root: zarr.Group, name: str) -> tuple[tuple[int, ...], str] | None:
-    item = root.get(name)
+def _find(root: zarr.Group | zarr.Array[Any], dataset: str) -> tuple[zarr.Array[Any], str]:
+    if isinstance(root, zarr.Array):
+        return root, dataset
+    for place in (dataset, find_stack(root, dataset)):
+        array = root.get(place) if place else None
+        if isinstance(array, zarr.Array):
+            return array, place
+    names = ", ".join(sorted(root.keys())) or "nothing"
+    raise DataError(f"has no array '{dataset}'; it holds {names}; set runs.dataset")
+
+
+def _describe(root: zarr.Group | zarr.Array[Any], name: str) -> tuple[tuple[int, ...], str] | None:
+    item = None if isinstance(root, zarr.Array) else root.get(name)
     return (item.shape, item.dtype.kind) if isinstance(item, zarr.Array) else None

@@ -180,9 +180,9 @@ def match_truth(selection: xr.Dataset, config: Config) -> Truth | None:
     source = config.labels.truth or config.labels.file
     if source is None:
         return None
-    labels = read_labels(source)
+    labels = read_labels(source, config.labels)
     n_labels = len(labels)
-    if "run" in labels.columns:
+    if {"run", "index"} <= set(labels.columns):
         # Truth may be of more runs, or of frames in a file that nobody can read.
         labels = labels[_known(labels["run"], labels["index"].to_numpy(), selection)]
     rows = locate(labels, selection)

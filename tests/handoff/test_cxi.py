@@ -74,7 +74,9 @@ def test_zarr_cannot_be_linked_to(selection, config, photons, tmp_path):
         group.create_array("data", data=photons[code], chunks=(1, 6, 8))
     frames = open_runs(str(tmp_path / "runs" / "r*"), "data")
     export(selection, frames, with_cxi(config, "copy"), tmp_path)
-    with pytest.raises(ConfigError, match=r"virtual is for HDF5 files, and .*r0001 is Zarr"):
+    with pytest.raises(
+        ConfigError, match=r"virtual is for frames .* in HDF5 files .*r0001 holds none of 6 x 8"
+    ):
         export(selection, frames, with_cxi(config, "virtual"), tmp_path)
 
 

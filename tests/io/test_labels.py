@@ -77,7 +77,7 @@ def test_boxes_are_read_and_placed_in_the_region(tmp_path):
 
 
 def test_no_table_at_all(tmp_path):
-    with pytest.raises(DataError, match="no such table"):
+    with pytest.raises(DataError, match="no such labels"):
         read_labels(tmp_path / "none*.csv")
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(DataError, match="is no CSV table"):
