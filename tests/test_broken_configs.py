@@ -116,6 +116,20 @@ BROKEN = {
     "classes of nothing": (["em.classes=[]"], None, "em.classes", "at least 1"),
     "window a number": (["selection.size_window_nm=60"], None, "selection.size_window_nm", "list"),
     "bin beyond the region": (["handoff.bin=500"], None, "handoff.bin", "lower it"),
+    "photons of another form": (["handoff.photons=text"], None, "handoff.photons", "'binary'"),
+    "blacklist of nothing": (
+        ["handoff.blacklists=[[84, 55]]"],
+        None,
+        "handoff.blacklists",
+        "give [low, high]",
+    ),
+    "background in no bins": (
+        ["handoff.intensity_bins=0"],
+        None,
+        "handoff.intensity_bins",
+        "greater than or equal to 1",
+    ),
+    "table of another form": (["handoff.tables=[csv]"], None, "handoff.tables", "'netcdf'"),
     "scale of other weights": (
         ["training.representation.scale=linear", "training.initial=shipped"],
         None,

@@ -6,10 +6,11 @@ import pytest
 
 from spidask.config import Config
 from spidask.errors import ConfigError, DataError
-from spidask.handoff import export, photons_are_current
+from spidask.handoff import export, needs_frames, photons_are_current
 from spidask.io.cxi import read_cxi
 from spidask.io.dragonfly import read_blacklist, read_detector
 from spidask.io.emc import read_missing, read_photons
+from spidask.io.runs import open_runs
 from spidask.selection import select
 from tests.handoff.conftest import HITS, SELECTED, X, Y, region_of
 
@@ -206,3 +207,31 @@ def test_hits_of_other_runs_are_refused(selection, frames, config, tmp_path):
     renamed = selection.assign(run_name=("run_code", np.array(["r0001", "r0009"], object)))
     with pytest.raises(DataError, match="4 of 8 rows match no frame"):
         export(renamed, frames, config, tmp_path)
+
+
+def test_adu_become_photons_by_the_calibrated_threshold(selection, config, photons, tmp_path):
+    # 130 ADU a photon; n photons from n - 0.3 on. The charge of a pixel spreads by +-25 %.
+    random = np.random.default_rng(6)
+    spread = random.uniform(-0.25, 0.65, photons.shape)
+    (tmp_path / "adu").mkdir()
+    for code, run in enumerate(("r0001", "r0002")):
+        with h5py.File(tmp_path / "adu" / f"{run}.h5", "w") as file:
+            adu = (photons[code] + spread[code]) * 130
+            file["data"] = np.rint(adu).astype(np.int16)
+    settings = {"adu_per_photon": 130, "photon_threshold": 0.7, "saturation_adu": 19.5 * 130}
+    changed = config.model_dump()
+    changed["preprocessing"] |= settings
+    config = Config.model_validate(changed)
+    frames = open_runs(str(tmp_path / "adu" / "*.h5"), "data")
+    export(selection, frames, config, tmp_path / "out")
+    found = read_photons(tmp_path / "out" / "dragonfly" / "photons.h5").toarray()
+    assert found.tolist() == region_of(photons, HITS).reshape(8, -1).tolist()
+
+
+def test_what_needs_the_frames(selection, frames, config, tmp_path):
+    assert needs_frames(selection, config, tmp_path)
+    export(selection, frames, config, tmp_path)
+    assert not needs_frames(selection, config, tmp_path)
+    (tmp_path / "dragonfly" / "background.h5").write_bytes(b"cut off")
+    assert needs_frames(selection, config, tmp_path)
+    assert export(selection, frames, config, tmp_path)["photons_written"] == 0
