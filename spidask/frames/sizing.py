@@ -204,9 +204,10 @@ def fit_spheres(
     the diameter. Quality is the coefficient of determination: 1 - (misfit of the sphere) /
     (misfit of the best constant), not below 0.
 
-    The photons straight ahead are sum(n F^2) / sum(exposure F^4) over the rings, which weighs
-    stray light least and is linear in the photons n, so that counting does not bias it; they are
-    fluence x (r_e density volume)^2 x solid angle, which gives the fluence.
+    The photons straight ahead are sum(n |F|) / sum(exposure |F|^3) over the rings; they are
+    fluence x (r_e density volume)^2 x solid angle, which gives the fluence. The sum is linear in
+    the photons n, so that counting does not bias it. Weighed with F^2 it would suffer less from
+    stray light but more from a beam that jitters, unweighed the other way round.
     """
     average, weights = _averages_and_weights(photons, exposures)
     chi2, total = _misfit(average, weights, library.amplitudes)
@@ -272,8 +273,10 @@ def fitted_photons(
 
     Notes
     -----
-    Of 300 simulated icosahedra of 55-84 nm, 300 to 2 400 photons: median error 3.1 %, 90 % within
-    8 %; their photon counts, in stray light of 0.005 photons a pixel, 8.3 % and 23 %.
+    Against the true signal of 300 simulated icosahedra of 68 nm, 430-2 500 photons in stray light
+    of 0.005 a pixel: median error 2.9 %, 90 % within 7 %; their photon counts 8.3 % and 23 %. Of
+    218 single hits of the independent test beamtime, where the beam jitters by a pixel: 7.5 % and
+    20 %; there photon counts, of bright hits in little stray light, are better: 5.3 % and 14 %.
     """
     n_bins = len(library.q)
     exposure = np.bincount(library.bins[seen], library.exposure[seen], n_bins)
@@ -350,9 +353,9 @@ def _fluence(
     photons: Float64, exposures: Float64, best: NDArray[np.intp], library: SphereLibrary
 ) -> Float64:
     # Of the diameter tried, not of the refined one: form factor and volume have to agree.
-    form = library.amplitudes[best] ** 2
-    norm = np.maximum((exposures * form**2).sum(axis=1), 1e-300)
-    ahead = (photons * form).sum(axis=1) / norm / library.brightest
+    amplitude = library.amplitudes[best]
+    norm = np.maximum((exposures * amplitude**3).sum(axis=1), 1e-300)
+    ahead = (photons * amplitude).sum(axis=1) / norm / library.brightest
     return np.asarray(ahead / forward_length(library.diameters[best]) ** 2 * 1e6)
 
 
