@@ -28,9 +28,9 @@ from spidask.config import Config, load_config
 from spidask.ensemble import find_members
 from spidask.errors import ConfigError, SpidaskError
 from spidask.inference.scoring import score_patterns
+from spidask.io.beamtime import open_configured
 from spidask.io.labels import read_labels
 from spidask.io.manifest import read_config
-from spidask.io.runs import open_runs
 from spidask.io.tables import write_comparison_csv
 from spidask.labelled import load_labelled
 from spidask.networks.device import resolve_device
@@ -163,7 +163,7 @@ def config_of(options: argparse.Namespace, key: str) -> Config:
 def time_network(config: Config) -> tuple[float, str]:
     """Patterns a second that the whole ensemble scores, and the device, or one core of it."""
     labels = read_labels(str(config.labels.file), config.labels)
-    frames = open_runs(config.runs.files, config.runs.dataset, pattern=config.runs.pattern)
+    frames = open_configured(config)
     labelled, _, _ = load_labelled(frames, labels[:N_TIMED], config)
     members = [str(path) for path in find_members(config)]
     score_patterns(labelled.patterns[: config.inference.batch_size], members, config)

@@ -27,8 +27,8 @@ MANY_GFLOP = 0.3
 ENERGY_REMEDY = "geometry.photon_energy_ev is taken for them"
 ODD_IDS = {
     "repeated_frames": ("runs.identity", "labels by run and index cannot tell them apart"),
-    "repeated_timestamps": ("runs.files", "labels and events cannot tell them apart"),
-    "unordered_timestamps": ("runs.files", "they stay in the order of the files"),
+    "repeated_ids": ("runs.files", "labels and events cannot tell them apart"),
+    "unordered_ids": ("runs.files", "they stay in the order of the files"),
     "without_event": ("events.files", "they have no energies; give the files of all runs"),
     "with_several_events": ("events.files", "they have no energies; give each file once"),
     "without_photon_energy": ("geometry", ENERGY_REMEDY),

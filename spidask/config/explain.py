@@ -81,7 +81,8 @@ def _say_expected(message: str) -> str:
 def _is_key(part: object) -> bool:
     text = str(part)
     return isinstance(part, int) or not (
-        text.startswith(("literal[", "constrained", "function-")) or text in ("float", "int", "str")
+        text.startswith(("literal[", "list[", "constrained", "function-"))
+        or text in ("float", "int", "str")
     )
 
 

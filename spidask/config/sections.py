@@ -17,7 +17,7 @@ class Runs(Section):
     dataset: Text = "entry_1/data_1/data"
     """Path of the stack of frames inside each file; the default also finds those of other CXI
     entries, of psocake and of CXIDB 58."""
-    shape: tuple[Count, Count] | Text | None = None
+    shape: Annotated[list[Count], Field(min_length=2, max_length=2)] | Text | None = None
     """Rows and columns of frames in files of Dragonfly's photons, or their detector file."""
     identity: tuple[Text, Text] | None = None
     """Paths of two arrays inside each file of hits that name the original run and the index in

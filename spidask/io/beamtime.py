@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from spidask.config import Config
+from spidask.errors import ConfigError, DataError
 from spidask.frames.geometry import energy_ratio
 from spidask.io.layout import Layout
 from spidask.io.maps import is_inside
@@ -34,22 +35,32 @@ def open_configured(config: Config, cache: Path | None = None) -> xr.Dataset:
     Raises
     ------
     ConfigError
-        If files match nothing, or events cannot be joined.
+        If files match nothing, events cannot be joined, or a detector file describes no
+        rectangle.
     DataError
-        If no file of frames can be read, or a detector file describes no rectangle.
+        If no file of frames can be read.
     """
     runs = config.runs
     mask = runs.mask[1:] if runs.mask and is_inside(runs.mask) else None
-    shape = find_shape(runs.shape) if isinstance(runs.shape, str) else runs.shape
+    layout = Layout(_find_shape(runs.shape), mask, runs.mask_good, runs.identity)
     return open_runs(
         runs.files,
         runs.dataset,
         pattern=runs.pattern,
         frames_per_block=config.inference.frames_per_block,
         cache=cache,
-        layout=Layout(shape, mask, runs.mask_good, runs.identity),
+        layout=layout,
         events=config.events,
     )
+
+
+def _find_shape(shape: list[int] | str | None) -> tuple[int, int] | None:
+    try:
+        if isinstance(shape, str):
+            return find_shape(shape)
+        return (shape[0], shape[1]) if shape else None
+    except DataError as error:
+        raise ConfigError(f"runs.shape: {error}") from None
 
 
 def judge_ids(frames: xr.Dataset, config: Config) -> dict[str, int]:
@@ -66,9 +77,10 @@ def judge_ids(frames: xr.Dataset, config: Config) -> dict[str, int]:
     -------
     dict
         Frames, where there are any: ``repeated_frames`` share run and index with another;
-        ``repeated_timestamps`` share their time stamp (and pulse) with another of the run;
-        ``unordered_timestamps`` have a smaller one than the frame before; ``without_event`` and
-        ``with_several_events`` found no event, or no single one, in the small data;
+        ``repeated_ids`` share time stamp and fiducial, or train and pulse, with another of the
+        run; ``unordered_ids`` have an earlier time stamp or train than the frame before;
+        ``without_event`` and ``with_several_events`` found no event, or no single one, in the
+        small data;
         ``without_photon_energy`` have none where others do, and ``implausible_photon_energy``
         one too far from the expected: for both the expected one is taken.
     """
@@ -86,9 +98,10 @@ def _judge_run(run: xr.Dataset, photon_energy: float) -> dict[str, int]:
         names = ["timestamp", "fiducial"] if "timestamp" in run.coords else ["trainId", "pulseId"]
         ids = np.stack([run[name].values for name in names if name in run.coords])
         known = ids[:, ids[0] != MISSING_ID]
-        _, n_same = np.unique(known, axis=1, return_counts=True)
-        counts["repeated_timestamps"] = int(n_same[n_same > 1].sum())
-        counts["unordered_timestamps"] = int((np.diff(known[0]) < 0).sum())
+        ordered = known[:, np.lexsort(known[::-1])]
+        same = (np.diff(ordered) == 0).all(axis=0)
+        counts["repeated_ids"] = int((np.append(same, False) | np.append(False, same)).sum())
+        counts["unordered_ids"] = int((np.diff(known[0]) < 0).sum())
     if "n_events" in run.coords:
         n_events = run["n_events"].values
         counts["without_event"] = int((n_events == 0).sum())

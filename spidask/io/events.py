@@ -19,6 +19,7 @@ from xarray.core import indexing
 from spidask.config import Events
 from spidask.errors import ConfigError, DataError
 from spidask.io.files import natural_key
+from spidask.io.layout import read_whole
 from spidask.io.stack import EVENT_IDS, MISSING_ID, find_event_ids, read_event_ids
 from spidask.io.stretches import Energies, EventIds
 
@@ -159,7 +160,7 @@ def _read_columns(file: h5py.File, path: str, settings: Events) -> dict[str, NDA
             path=path,
         )
     read: dict[str, NDArray[Any]] = {
-        name: read_event_ids({place: file[place] for place in places}, slice(None))
+        name: read_event_ids({p: read_whole(file[p], path) for p in places}, slice(None))
         for name, places in ids.items()
     }
     n_events = len(read["timestamp"])
@@ -167,7 +168,7 @@ def _read_columns(file: h5py.File, path: str, settings: Events) -> dict[str, NDA
         given = getattr(settings, name)
         places = [p for p in ([given] if given else usual) if _is_column(file, p, n_events)]
         if places:
-            read[name] = _clean(np.asarray(file[places[0]][()]))
+            read[name] = _clean(read_whole(file[places[0]], path))
         elif given:
             raise DataError(
                 f"{path}: has no '{given}' with one number for each of {n_events} events; "

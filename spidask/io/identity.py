@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from spidask.errors import DataError
 from spidask.io.files import natural_key
 from spidask.io.hdf5 import open_hdf5
+from spidask.io.layout import read_whole
 from spidask.io.stack import UNDECODABLE
 from spidask.io.zarr import is_zarr, open_zarr
 
@@ -116,7 +117,7 @@ def name_runs(runs: NDArray[np.generic]) -> NDArray[np.str_]:
 def _read(path: str, name: str) -> NDArray[np.generic]:
     try:
         array = open_zarr(path, name) if is_zarr(path) else open_hdf5(path, name)
-        return np.asarray(array[()])
+        return read_whole(array, path)
     except UNDECODABLE as error:
         raise DataError(
             f"{path}: {name} cannot be read: {' '.join(str(error).split())}; set runs.identity",

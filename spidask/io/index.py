@@ -112,9 +112,12 @@ def _refresh(path: str, dataset: str, layout: Layout, known: FileEntry | None) -
 def _scan(path: str, dataset: str, layout: Layout) -> StackInfo:
     if is_zarr(path):
         return scan_zarr(path, dataset, layout)
-    if are_photons(path):
-        return scan_photons(path, layout)
-    return scan_hdf5(path, dataset, layout)
+    try:
+        return scan_hdf5(path, dataset, layout)
+    except DataError:
+        if not are_photons(path):
+            raise
+    return scan_photons(path, layout)
 
 
 def _load(cache: Path, key: list[object]) -> dict[str, FileEntry]:

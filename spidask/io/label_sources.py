@@ -20,7 +20,7 @@ from spidask.config import Labels
 from spidask.errors import DataError
 from spidask.io.events import MISSING_INTEGER, find_ids
 from spidask.io.identity import name_runs
-from spidask.io.layout import find_arrays
+from spidask.io.layout import find_arrays, read_whole
 from spidask.io.maps import split_location
 from spidask.io.stack import read_event_ids
 from spidask.io.tables import COLUMNS, read_selection_csv
@@ -89,9 +89,10 @@ def are_letters(path: str) -> bool:
     """
     try:
         with open(path) as file:
-            return all(len(line.strip()) <= 1 for line in file)
+            lengths = {len(line.strip()) for line in file}
     except (OSError, UnicodeDecodeError):
         return False
+    return bool(lengths) and lengths <= {0, 1}
 
 
 def read_letters(path: str, settings: Labels) -> pd.DataFrame:
@@ -102,7 +103,8 @@ def read_letters(path: str, settings: Labels) -> pd.DataFrame:
     path : str
         Text, one letter a line and a line a frame; a frame without a letter has no label.
     settings : Labels
-        `letters` and `run`.
+        `letters` and `run`. Without a `run` the frames are those of ``index.csv`` in the same
+        folder, which lies beside the photons that we hand over.
 
     Returns
     -------
@@ -112,19 +114,29 @@ def read_letters(path: str, settings: Labels) -> pd.DataFrame:
     Raises
     ------
     DataError
-        If there is no `run`, or a letter has no class.
+        If nothing says which frames these are, or a letter has no class.
 
     Notes
     -----
     Source: ``my_classes.dat`` of Dragonfly's classifier, utils/py_src/classes.py.
     """
-    if settings.run is None:
+    letters = [line.strip() for line in Path(path).read_text().splitlines()]
+    beside = Path(path).with_name("index.csv")
+    if settings.run is not None:
+        table = pd.DataFrame({"run": settings.run, "index": range(len(letters))}, dtype=object)
+    elif beside.is_file():
+        table = pd.read_csv(beside, dtype={"run": str})
+    else:
         raise DataError(
             f"{path}: holds letters of frames, but not of which run; set labels.run", path=path
         )
-    letters = [line.strip() for line in Path(path).read_text().splitlines()]
-    frames = range(len(letters))
-    table = pd.DataFrame({"run": settings.run, "index": frames, "label": letters}, dtype=object)
+    if len(table) != len(letters) or not {"run", "index"} <= set(table):
+        raise DataError(
+            f"{path}: {len(letters)} letters, but {beside} names {len(table)} frames; set "
+            "labels.run",
+            path=path,
+        )
+    table = table[["run", "index"]].assign(label=letters)
     table.index += 1
     table = table[table["label"] != ""].astype({"run": str, "index": np.int64})
     return translate(table, path, "line", settings.letters, "labels.letters")
@@ -249,7 +261,7 @@ def _find_tags(file: h5py.File, path: str) -> str:
 
 
 def _read_tags(array: h5py.Dataset, path: str, settings: Labels) -> npt.NDArray[np.object_]:
-    set_here = np.asarray(array[()]) > 0
+    set_here = read_whole(array, path) > 0
     given = np.ravel(array.attrs.get("headings", [f"Tag {n + 1}" for n in range(len(set_here))]))
     names = [n.decode() if isinstance(n, bytes) else str(n) for n in given.tolist()]
     if len(names) != len(set_here):
@@ -273,7 +285,7 @@ def _read_tags(array: h5py.Dataset, path: str, settings: Labels) -> npt.NDArray[
 
 
 def _read_codes(array: h5py.Dataset, path: str, settings: Labels) -> npt.NDArray[np.object_]:
-    codes = np.asarray(array[()])
+    codes = read_whole(array, path)
     known = np.isfinite(codes) & (codes != MISSING_INTEGER)
     texts = np.full(len(codes), "", object)
     texts[known] = [f"{code:g}" for code in codes[known].tolist()]
@@ -293,9 +305,10 @@ def _identify(
     entry = place.split("/")[0]
     run, position = file.get(f"{entry}/run"), file.get(f"{entry}/index")
     if all(isinstance(a, h5py.Dataset) and a.shape == (n_frames,) for a in (run, position)):
-        return {"run": name_runs(run[()]), "index": np.asarray(position[()], np.int64)}
+        runs, places = read_whole(run, path), read_whole(position, path)
+        return {"run": name_runs(runs), "index": places.astype(np.int64)}
     ids = {
-        name: read_event_ids({part: file[part] for part in parts}, slice(None))
+        name: read_event_ids({p: read_whole(file[p], path) for p in parts}, slice(None))
         for name, parts in find_ids(file, n_frames=n_frames).items()
     }
     for names in NAMED_BY:

@@ -216,9 +216,12 @@ def _read_csv(path: str, settings: Labels) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: is no CSV table: {' '.join(str(error).split())}") from None
+    if not isinstance(table.index, pd.RangeIndex):
+        # pandas takes what the header does not name for an index, and shifts the columns.
+        raise DataError(f"{path}: a row has more fields than the header; correct it", path=path)
     table.index += 2
     table.columns = [str(name).strip() for name in table.columns]
-    if {"exp", "event_num"} <= set(table.columns):
+    if {"exp", "run", "event_num", "label"} <= set(table.columns):
         table = label_sources.name_events(table, path, settings)
     identity = _identity(table.columns, path)
     boxes = BOX if set(BOX) <= set(table.columns) else ()

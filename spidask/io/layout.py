@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from spidask.errors import DataError
 
@@ -21,6 +25,9 @@ USUAL_STACKS = (
 )
 """Places of frames that are looked at in this order where the default is not there: CXI 1.5,
 psocake (photons before ADU), CXIDB 58."""
+
+MOST_NUMBERS = 100_000_000
+"""More are no list of events: 12 million frames are a long beamtime."""
 
 PHOTONS = "place_ones"
 """First of the lists in which Dragonfly keeps photons; stands for the dataset of such files."""
@@ -146,6 +153,35 @@ def _names(group: Any) -> list[str]:
     return (
         sorted(group.keys(), key=lambda name: (len(name), name)) if hasattr(group, "keys") else []
     )
+
+
+def read_whole(array: Any, path: str) -> NDArray[Any]:
+    """Read an array with a number for each event into memory.
+
+    Parameters
+    ----------
+    array : h5py.Dataset or zarr.Array
+        The open array.
+    path : str
+        Its file, for the message.
+
+    Returns
+    -------
+    numpy.ndarray
+        All of it.
+
+    Raises
+    ------
+    DataError
+        If its header claims more than any beamtime has.
+    """
+    if math.prod(array.shape) > MOST_NUMBERS:
+        raise DataError(
+            f"{path}: {array.name} claims the shape {array.shape}, more than {MOST_NUMBERS} "
+            "numbers; transfer the file again",
+            path=path,
+        )
+    return np.asarray(array[()])
 
 
 def find_energies(dataset: str, n_frames: int, describe: Describe) -> dict[str, list[Any]]:

@@ -278,7 +278,7 @@ def _is_hdf5(path: str) -> bool:
 def _read_header(path: str) -> tuple[int, int, int] | None:
     """Give frames, pixels and kind; None where this is no header."""
     words = np.fromfile(path, "<i4", HEADER_BYTES // 4)
-    if len(words) < HEADER_BYTES // 4 or words[3:].any():
+    if len(words) < HEADER_BYTES // 4:
         return None
     n_frames, n_pixels, kind = map(int, words[:3])
     return (n_frames, n_pixels, kind) if n_frames >= 0 and n_pixels > 0 and kind in KINDS else None

@@ -135,3 +135,14 @@ def test_the_input_is_left_alone_and_blocks_do_not_matter():
 )
 def test_regions_grow_to_whole_groups_inside_the_frame(region, asic, expected):
     assert whole_asics(region, asic, (9, 10)) == expected
+
+
+def test_adu_of_a_photon_grow_with_its_energy():
+    maps = Calibration(np.zeros((1, 3), np.float32), np.float32([[100, 50, 100]]))
+    # Each frame holds 3, 3 and 1 photons of its own energy.
+    ratio = np.array([1.0, 1.5, 0.8])
+    block = np.float32([[[300, 150, 100]]]) * ratio[:, None, None].astype(np.float32)
+    assert calibrate(block, maps, ratio).tolist() == [[[3, 3, 1]]] * 3
+    assert calibrate(block, maps)[:, 0].tolist() == [[3, 3, 1], [5, 5, 2], [2, 2, 1]]
+    ones = calibrate(block, maps, np.ones(3))
+    np.testing.assert_array_equal(ones, calibrate(block, maps))

@@ -12,6 +12,7 @@ from spidask.frames.sizing import (
     SPHERE_FIT_FACTOR,
     fit_spheres,
     radial_sums,
+    rescale,
     sphere_amplitude,
     sphere_library,
 )
@@ -154,3 +155,30 @@ def test_an_empty_pattern_has_no_fluence():
     library = sphere_library(Q, EXPOSURE, Q_STEP, (25.0, 150.0), "sphere")
     sums = radial_sums(np.zeros((1, *Q.shape), np.float32), library.bins, library.exposure)
     assert np.isnan(fit_spheres(*sums, library)[2]).all()
+
+
+@pytest.mark.parametrize("ratio", [0.97, 1.004, 1.12])
+def test_rescaling_is_the_fit_with_the_frames_own_wavelength(ratio):
+    # Photons of spheres as they scatter at another photon energy, in the same pixels.
+    rng = np.random.default_rng(5)
+    truth = rng.uniform(55, 84, 40)
+    own_q = Q * ratio
+    form = np.stack([sphere_amplitude(own_q, d) ** 2 for d in truth]) * EXPOSURE
+    patterns = rng.poisson(4000 * form / form.sum(axis=(1, 2), keepdims=True)).astype(np.float32)
+
+    def fit_at(factor, range_nm):
+        library = sphere_library(Q * factor, EXPOSURE, Q_STEP * factor, range_nm, "sphere")
+        return fit_spheres(*radial_sums(patterns, library.bins, library.exposure), library)
+
+    fitted, quality, fluence = fit_at(1.0, (25.0, 150.0))
+    found, found_fluence = rescale(fitted, fluence, np.full(40, ratio))
+    assert found.dtype == np.float32
+    # The same diameters in the grid of the search: equal but for rounding.
+    own, own_quality, own_fluence = fit_at(ratio, (25.0 / ratio, 150.0 / ratio))
+    np.testing.assert_allclose(found, own, rtol=1e-6)
+    np.testing.assert_allclose(quality, own_quality, rtol=1e-5)
+    np.testing.assert_allclose(found_fluence, own_fluence, rtol=1e-5)
+    # Another grid of diameters, half a step of which is 0.25 %.
+    np.testing.assert_allclose(found, fit_at(ratio, (25.0, 150.0))[0], rtol=1e-3)
+    assert np.median(np.abs(found / truth - 1)) < 0.01
+    assert abs(np.median(fitted / truth) - ratio) < 0.01

@@ -166,7 +166,9 @@ fill({store!r}, "r1")
 
 @pytest.mark.parametrize("writes", [0, 2, 3, 6])
 def test_a_killed_job_is_finished_by_the_next(tmp_path, writes):
-    code = KILLED.format(tests=os.path.dirname(__file__), writes=writes, store=str(tmp_path / "a"))
+    # Before all others the positions of the frames are written.
+    paths = {"tests": os.path.dirname(__file__), "store": str(tmp_path / "a")}
+    code = KILLED.format(writes=writes + 1, **paths)
     child = subprocess.run([sys.executable, "-c", code], check=False)
     assert child.returncode == -signal.SIGKILL
     # Each shard is three variables and then its mark: only shards with a mark count.
