@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zlib
@@ -31,6 +32,7 @@ from spidask.io import dragonfly
 from spidask.io.labels import locate
 from spidask.io.runs import take_frames
 from spidask.preprocessing import preprocess
+from spidask.schema import VARIABLES
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -136,7 +138,8 @@ def write_background(
     ``mean`` (run, bin, y, x) float32, photons a frame, NaN where no miss has a number;
     ``frames`` (run, bin) int64, their counts; ``run`` (run,) names; ``edges`` (bin + 1,) float64:
     quantiles of ``pulse_energy`` where frames have it, else of the photons of the miss itself,
-    which show no particle. The attribute ``intensity`` says which. One run is in memory at a time.
+    which show no particle. The attribute ``intensity`` says which; ``without_intensity`` misses
+    have no energy and are in the first bin. One run is in memory at a time.
     """
     if frames is None:
         raise DataError(f"{folder}/background.h5 is not of these misses; give the runs' frames")
@@ -160,6 +163,8 @@ def write_background(
         file.attrs["intensity"] = by
         file["run"] = names.astype(object)
         file["edges"] = edges
+        file["edges"].attrs["units"] = VARIABLES[by].units
+        file.attrs["without_intensity"] = int((~np.isfinite(misses[by].values)).sum())
         options = {"chunks": (1, 1, *shape[2:]), "compression": "gzip", "shuffle": True}
         mean = file.create_dataset("mean", shape, np.float32, fillvalue=np.nan, **options)
         mean.attrs["units"] = "photons"
@@ -259,15 +264,19 @@ def write_detector_background(hits: xr.Dataset, folder: Path) -> None:
 
 
 def _sign(misses: xr.Dataset, config: Config) -> str:
-    settings = [config.handoff.intensity_bins, misses["run_name"].values.astype(str).tolist()]
-    return f"{sign_frames(misses, config)} {json.dumps(settings)}"
+    by, _ = _intensity(misses)
+    values = np.ascontiguousarray(misses[by].values)
+    binned = [by, hashlib.sha256(values.tobytes()).hexdigest(), config.handoff.intensity_bins]
+    names = misses["run_name"].values.astype(str).tolist()
+    return f"{sign_frames(misses, config)} {json.dumps([binned, names])}"
 
 
 def _intensity(misses: xr.Dataset) -> tuple[str, Floats]:
-    name = BY_ENERGY if BY_ENERGY in misses.variables else "photon_count"
+    known = BY_ENERGY in misses.variables and bool(np.isfinite(misses[BY_ENERGY].values).any())
+    name = BY_ENERGY if known else "photon_count"
     values = misses[name].values.astype(float)
-    # An energy that was not measured: with the darkest.
-    return name, np.nan_to_num(values, nan=np.nanmin(values) if len(values) else 0.0)
+    # Where the energy was not measured: among the darkest, and counted.
+    return name, np.where(np.isfinite(values), values, np.nanmin(values) if len(values) else 0)
 
 
 def _edges(intensity: Floats, n_bins: int) -> Floats:

@@ -56,7 +56,16 @@ def test_the_pulse_energy_goes_first(selection, frames, config, tmp_path):
     with h5py.File(tmp_path / "dragonfly" / "background.h5") as file:
         assert file.attrs["intensity"] == "pulse_energy"
         assert file["edges"][()].tolist() == [1, 2]
+        assert file["edges"].attrs["units"] == "mJ"
         assert file["frames"][()].tolist() == [[3], [3]]
+        assert file.attrs["without_intensity"] == 0
+    unknown = np.where(selection["index"].values == 0, np.nan, energy)
+    selection = selection.assign(pulse_energy=("frame", unknown))
+    assert needs_frames(selection, with_handoff(config, intensity_bins=2), tmp_path)
+    export(selection, frames, with_handoff(config, intensity_bins=2), tmp_path)
+    with h5py.File(tmp_path / "dragonfly" / "background.h5") as file:
+        assert file.attrs["without_intensity"] == 2
+        assert file["frames"][()].sum() == 6
 
 
 def test_powders(selection, frames, config, photons, tmp_path):
