@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, TypeVar, cast
 
 import typer
@@ -19,11 +20,23 @@ from rich.progress import Progress
 
 from spidask import checks, pipeline
 from spidask.centre import find_centre
+from spidask.cluster import connect
 from spidask.comparison import compare as compare_selections
 from spidask.comparison import format_comparison
-from spidask.config import Config, Labels, load_config, parse_config, read_settings, schema_json
+from spidask.config import (
+    Cluster,
+    Config,
+    Labels,
+    load_config,
+    parse_config,
+    read_settings,
+    schema_json,
+)
+from spidask.conversion import Codec, Converted, Form
+from spidask.conversion import convert as convert_stack
 from spidask.errors import SpidaskError
 from spidask.inference import Shard
+from spidask.io.layout import DATASET
 from spidask.io.manifest import read_config
 from spidask.io.tables import write_comparison_csv
 from spidask.planning import make_plan
@@ -191,6 +204,33 @@ def geometry(config: ConfigFile, set_: Overrides = None) -> None:
 
 
 @command
+def convert(
+    source: Annotated[Path, typer.Argument(help="Stack of frames to read.", metavar="IN")],
+    target: Annotated[
+        Path,
+        typer.Argument(help="What to write: .zarr, .h5, .cxi or .emc.", metavar="OUT"),
+    ],
+    dataset: Annotated[str, typer.Option(help="Path of the frames in IN.")] = DATASET,
+    form: Annotated[
+        Form | None,
+        typer.Option("--format", help="zarr, hdf5, cxi, dragonfly (HDF5) or emc; else by suffix."),
+    ] = None,
+    codec: Annotated[Codec, typer.Option(help="lz4 or zstd.")] = "lz4",
+    shape: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="ROWS COLUMNS", help="Of Dragonfly's frames."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes of this machine; 0: this one.")
+    ] = 0,
+) -> None:
+    """Convert frames into another form, compressed for fast reading, and compare all values."""
+    options = {"dataset": dataset, "form": form, "codec": codec, "shape": shape}
+    for line in _convert(workers, source, target, **options).lines():
+        print(line)
+
+
+@command
 def schema() -> None:
     """Print the JSON schema of the YAML file, for editors."""
     print(schema_json())
@@ -204,6 +244,14 @@ def main() -> None:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     app()
+
+
+def _convert(workers: int, source: Path, target: Path, **options: Any) -> Converted:
+    if not workers:
+        return convert_stack(source, target, **options)
+    cluster = Cluster(kind="local", gpus=0, cpu_workers=workers)
+    with TemporaryDirectory() as folder, connect(cluster, folder) as client:
+        return convert_stack(source, target, client=client, **options)
 
 
 def _say_trouble(error: OSError) -> str:

@@ -19,7 +19,7 @@ from spidask.comparison import judge_selections
 from spidask.config import Config
 from spidask.ensemble import find_members, take_members, train_members
 from spidask.errors import ClusterError, ConfigError, DataError, SpidaskError, StoreError
-from spidask.handoff import export, photons_are_current
+from spidask.handoff import export, needs_frames
 from spidask.inference import Shard, classify_runs, count_labels
 from spidask.io.beamtime import judge_ids, open_configured
 from spidask.io.files import follow_files, natural_key
@@ -204,8 +204,7 @@ def select_again(output: str | Path, overrides: Sequence[str] = ()) -> dict[str,
     refuse_other_labels(read_config(output), config)
     with hold(output):
         selection = choose(config)
-        current = photons_are_current(selection, config, output)
-        frames = None if current else open_beamtime(config)
+        frames = open_beamtime(config) if needs_frames(selection, config, output) else None
         exported = export(selection, frames, config, output)
         # Not before here: where the export is refused, the selection of before stands.
         facts = {**_tabulate(selection, config), "export": exported}

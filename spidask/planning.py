@@ -36,7 +36,7 @@ CXI_BYTES = 1.0
 """Bytes in selection.cxi for each pixel of a selected frame, its mask included, compressed."""
 ROW_BYTES = 40
 """Bytes of a row of selection.csv."""
-LABEL_BYTES = 34
+LABEL_BYTES = 38
 """Bytes of a frame in labels.zarr, besides scores and event ids, before compression."""
 PROCESS_BYTES = 550_000_000
 """Memory of a worker that has loaded its libraries and an ensemble."""

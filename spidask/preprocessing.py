@@ -19,6 +19,9 @@ from spidask.io.calibration import Recipe, load_calibration, recipe_of
 from spidask.schema import annotate, validate
 from spidask.stopwatch import measure
 
+SIZES = ("diameter", "fit_quality", "fluence")
+"""What the fit of a sphere gives."""
+
 
 def preprocess(frames: xr.Dataset, config: Config) -> xr.Dataset:
     """Calibrate the region of interest of every frame and find the hits.
@@ -85,9 +88,10 @@ def measure_sizes(patterns: xr.Dataset, config: Config) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        The same with `diameter` float32 [nm] and `fit_quality` float32, both (frame), lazy; NaN
-        for frames that are no hits. The photon energy is that of the frame where it has a
-        `photon_energy`, see `geometry.energy_ratio`, else that of the section `geometry`.
+        The same with `diameter` float32 [nm], `fit_quality` float32 and `fluence` float32
+        [photons/um^2], all (frame), lazy; NaN for frames that are no hits. The photon energy is
+        that of the frame where it has a `photon_energy`, see `geometry.energy_ratio`, else that of
+        the section `geometry`.
 
     Raises
     ------
@@ -103,8 +107,44 @@ def measure_sizes(patterns: xr.Dataset, config: Config) -> xr.Dataset:
         for code, part in _stretches(patterns)
     ]
     sizes = da.concatenate(parts)
-    out = patterns.assign(diameter=("frame", sizes[:, 0]), fit_quality=("frame", sizes[:, 1]))
-    return annotate(out)
+    found = {name: ("frame", sizes[:, i]) for i, name in enumerate(SIZES)}
+    return annotate(patterns.assign(found))
+
+
+@lru_cache(maxsize=16)
+def load_library(
+    place: Geometry, settings: Sizing, corner: tuple[int, int], shape: tuple[int, int]
+) -> sizing.SphereLibrary:
+    """Prepare the fit of spheres for a region of the detector, once per process.
+
+    Parameters
+    ----------
+    place : Geometry
+        Where the detector stands.
+    settings : Sizing
+        Section `sizing`.
+    corner : tuple of int
+        First row and column of the region in the full frame.
+    shape : tuple of int
+        Rows and columns of the region.
+
+    Returns
+    -------
+    sizing.SphereLibrary
+        For `sizing.fit_spheres`.
+    """
+    pixel, distance = place.pixel_size_um * 1e-6, place.detector_distance_m
+    length = geometry.wavelength(place.photon_energy_ev)
+    y, x = geometry.pixel_positions(
+        corner[0] + np.arange(shape[0]),
+        corner[1] + np.arange(shape[1]),
+        (place.beam_centre_y_px, place.beam_centre_x_px),
+        pixel,
+    )
+    q = np.linalg.norm(geometry.momentum_transfer(y, x, distance, length), axis=0)
+    exposure = geometry.solid_angle(y, x, distance, pixel) * geometry.polarization(y, x, distance)
+    q_step = 2 * np.pi / length * pixel / distance
+    return sizing.sphere_library(q, exposure, q_step, settings.range_nm, settings.particle)
 
 
 def _refuse_unsuitable(dataset: xr.Dataset, name: str) -> None:
@@ -271,8 +311,8 @@ def _sizes(
         dtype=np.float32,
         drop_axis=(1, 2),
         new_axis=1,
-        chunks=(array.chunks[0], (2,)),
-        meta=np.empty((0, 2), np.float32),
+        chunks=(array.chunks[0], (len(SIZES),)),
+        meta=np.empty((0, len(SIZES)), np.float32),
     )
     return sizes
 
@@ -287,31 +327,13 @@ def _size_block(
     settings: Sizing,
     corner: tuple[int, int],
 ) -> NDArray[np.float32]:
-    out = np.full((len(block), 2), np.nan, np.float32)
+    out = np.full((len(block), len(SIZES)), np.nan, np.float32)
     found = np.flatnonzero(hit)
     if len(found):
-        library = _library(place, settings, corner, block.shape[1:])
+        library = load_library(place, settings, corner, block.shape[1:])
         photons, exposures = sizing.radial_sums(block[found], library.bins, library.exposure)
-        diameter, quality = sizing.fit_spheres(photons, exposures, library)
+        diameter, quality, fluence = sizing.fit_spheres(photons, exposures, library)
         if ratio is not None:
-            diameter = sizing.rescale(diameter, ratio[found, 0, 0])
-        out[found] = np.stack([diameter, quality], axis=1)
+            diameter, fluence = sizing.rescale(diameter, fluence, ratio[found, 0, 0])
+        out[found] = np.stack([diameter, quality, fluence], axis=1)
     return out
-
-
-@lru_cache(maxsize=16)
-def _library(
-    place: Geometry, settings: Sizing, corner: tuple[int, int], shape: tuple[int, int]
-) -> sizing.SphereLibrary:
-    pixel, distance = place.pixel_size_um * 1e-6, place.detector_distance_m
-    length = geometry.wavelength(place.photon_energy_ev)
-    y, x = geometry.pixel_positions(
-        corner[0] + np.arange(shape[0]),
-        corner[1] + np.arange(shape[1]),
-        (place.beam_centre_y_px, place.beam_centre_x_px),
-        pixel,
-    )
-    q = np.linalg.norm(geometry.momentum_transfer(y, x, distance, length), axis=0)
-    exposure = geometry.solid_angle(y, x, distance, pixel) * geometry.polarization(y, x, distance)
-    q_step = 2 * np.pi / length * pixel / distance
-    return sizing.sphere_library(q, exposure, q_step, settings.range_nm, settings.particle)

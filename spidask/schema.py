@@ -84,6 +84,12 @@ VARIABLES: dict[str, Variable] = {
     ),
     "diameter": Variable(FRAME, "float32", "nm", "Volume-equivalent diameter; NaN = not sized."),
     "fit_quality": Variable(FRAME, "float32", "1", "Explained share of the radial average."),
+    "fluence": Variable(
+        FRAME,
+        "float32",
+        "photons/um^2",
+        "Photons that hit the particle, if it is a solid sphere of protein; NaN = not sized.",
+    ),
     "trained_on": Variable(FRAME, "bool", "1", "The frame was used in training or validation."),
     "selected": Variable(FRAME, "bool", "1", "The frame is in the selection."),
     "reason": Variable(FRAME, "uint8", "1", "Why not selected: code into schema.REASONS."),

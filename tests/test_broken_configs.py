@@ -148,6 +148,20 @@ BROKEN = {
         "training.representation.maximum",
         "or own",
     ),
+    "photons of another form": (["handoff.photons=text"], None, "handoff.photons", "'binary'"),
+    "blacklist of nothing": (
+        ["handoff.blacklists=[[84, 55]]"],
+        None,
+        "handoff.blacklists",
+        "give [low, high]",
+    ),
+    "background in no bins": (
+        ["handoff.intensity_bins=0"],
+        None,
+        "handoff.intensity_bins",
+        "greater than or equal to 1",
+    ),
+    "table of another form": (["handoff.tables=[csv]"], None, "handoff.tables", "'netcdf'"),
     "scale of other weights": (
         ["training.representation.scale=linear", "training.initial=shipped"],
         None,

@@ -1,9 +1,13 @@
 """Whatever goes wrong in a command is one line and exit code 2."""
 
 import errno
+import hashlib
 
+import h5py
+import numpy as np
 import pandas as pd
 import pytest
+import zarr
 from typer.testing import CliRunner
 
 from spidask.cli import app
@@ -93,3 +97,36 @@ def test_compare_what_is_not_there(tmp_path):
         line
         == f"error: {tmp_path}/gone: no such selection; give an output folder or its selection.csv"
     )
+
+
+@pytest.fixture
+def run_file(tmp_path):
+    with h5py.File(tmp_path / "r0001.h5", "w") as file:
+        file["data"] = np.arange(60, dtype=np.uint16).reshape(3, 4, 5)
+        file["scan/raw"] = np.zeros((2, 2, 2))
+    return tmp_path / "r0001.h5"
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_convert(tmp_path, run_file, workers):
+    words = ["convert", run_file, tmp_path / "o.zarr", "--dataset", "data", "--workers", workers]
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith(f"{tmp_path}/o.zarr: 3 frames of 4 x 5 uint16, 0.0 MB as ")
+    frames = np.arange(60, dtype="<u2").reshape(3, 20)
+    digests = [hashlib.sha256(frame.tobytes()).digest() for frame in frames]
+    checksum = hashlib.sha256(b"".join(digests)).hexdigest()
+    assert lines[1] == f"sha256 {checksum}, read back and equal"
+    assert lines[2] == "left out: scan/raw"
+    assert zarr.open_group(tmp_path / "o.zarr", mode="r")["data"][2, 3, 4] == 59
+
+
+def test_convert_refuses_to_overwrite(run_file):
+    line = fail("convert", run_file, run_file)
+    assert line == f"error: {run_file}: is there already; remove it or name another"
+
+
+def test_convert_tells_what_is_there(run_file):
+    line = fail("convert", run_file, run_file.with_suffix(".zarr"), "--dataset", "frames")
+    assert line.endswith("it holds data, scan/raw; give --dataset")

@@ -26,7 +26,7 @@ def test_the_plan_of_a_small_beamtime(beamtime, tmp_path):
     assert plan.process_bytes == PROCESS_BYTES + threads * 128 * 36 * 40 * (2 + 6)
     assert plan.processes == 1
     assert plan.hit_rate == 0.016
-    assert plan.output_bytes["labels.zarr"] == 600 * (34 + 5 * 4)
+    assert plan.output_bytes["labels.zarr"] == 600 * (38 + 5 * 4)
     assert plan.output_bytes["dragonfly/photons.h5"] == round(600 * 0.016 * 36 * 40)
     assert not (tmp_path / "out").exists()
 
@@ -129,7 +129,7 @@ def test_the_lines(beamtime, tmp_path):
         "input    600 frames of 40 x 48 uint16 in 3 runs, 3 files; 1 files unreadable"
     )
     assert lines[1] == "raw      2.3 MB, of which 1.73 MB are within the region to read"
-    assert lines[-2].startswith("output   71 kB if 1.6% of the frames are hits: labels.zarr 32.4")
+    assert lines[-2].startswith("output   73.4 kB if 1.6% of the frames are hits: labels.zarr 34.8")
     # 12 iterations of 16 patterns, 600 frames and 9.6 hits that five members score; the network
     # sees 36 x 40 pixels instead of 123 x 240.
     times = "train 0.12 s, classify 1 s, export 0.048 s"

@@ -89,7 +89,7 @@ def test_nothing_is_read_before_compute_and_only_frame_is_chunked(masks):
     before = data.copy()
     out = measure_sizes(preprocess(data, settings(mask=masks)), settings(mask=masks))
     assert source.reads == []
-    for name in (*LAZY, "diameter", "fit_quality"):
+    for name in (*LAZY, "diameter", "fit_quality", "fluence"):
         assert isinstance(out[name].data, da.Array), name
         assert out[name].data.chunks[0] == (64, 64, 64, 64, 44), name
     assert out["patterns"].data.chunks[1:] == ((12,), (10,))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from spidask.checks.problems import Beamtime, Problem, as_problem, finds
@@ -15,6 +16,7 @@ from spidask.frames.hits import looks_like_only_hits
 from spidask.frames.mask import usable_pixels
 from spidask.io.beamtime import judge_ids
 from spidask.io.maps import holds_array, load_map
+from spidask.io.photons import are_photons
 from spidask.io.runs import take_frames
 from spidask.networks.cost import measure_networks
 from spidask.preprocessing import preprocess
@@ -83,6 +85,19 @@ def _odd_region(beamtime: Beamtime) -> Iterator[Problem]:
                 "give the part of the frame that holds the signal (`spidask geometry` finds it)",
                 "warning",
             )
+
+
+@finds
+def _unlinkable_frames(beamtime: Beamtime) -> Iterator[Problem]:
+    """A virtual CXI of runs that no virtual dataset can lead to."""
+    if beamtime.frames is None or beamtime.config.handoff.cxi != "virtual":
+        return
+    for path in beamtime.frames["file_path"].values:
+        if not h5py.is_hdf5(path) or are_photons(path):
+            yield Problem(
+                "handoff.cxi", f"virtual is for stacks in HDF5 files, and {path} is none; set copy"
+            )
+            return
 
 
 @finds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from spidask.config.base import Count, Positive, Precision, Section, Text
 
@@ -214,6 +214,31 @@ class Handoff(Section):
     """Dragonfly's refinement of the rotation group."""
     bin: Count = 1
     """Pixels summed along each axis into one."""
+    photons: Literal["hdf5", "binary", "both"] = "hdf5"
+    """Dragonfly's file that config.ini names: photons.h5, or photons.emc beside it; or both are
+    written and photons.h5 is named."""
+    blacklists: list[tuple[Positive, Positive]] = Field(default_factory=list)
+    """Further size windows in nm, each with a blacklist of its own."""
+    cxi: Literal["copy", "virtual", "none"] = "copy"
+    """Selected patterns as photons, as raw frames that stay in the runs' HDF5 files, or not."""
+    tables: list[Literal["zarr", "netcdf"]] = Field(default_factory=list)
+    """Forms in which the selection with all its variables is written."""
+    misses: Annotated[int, Field(ge=0)] = 500
+    """Misses read of each run, drawn at random, whose mean is the background."""
+    intensity_bins: Annotated[int, Field(ge=1, le=100)] = 4
+    """Parts of equal size into which the misses are split by intensity."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Which misses are drawn."""
+    detector: Text = "SPB_DET_AGIPD1M-1"
+    """Name of the detector in the hit list for the European XFEL."""
+
+    @field_validator("blacklists")
+    @classmethod
+    def _ordered(cls, windows: list[tuple[float, float]]) -> list[tuple[float, float]]:
+        for low, high in windows:
+            if low >= high:
+                raise ValueError(f"[{low:g}, {high:g}] is empty; give [low, high]")
+        return windows
 
 
 class EM(Section):

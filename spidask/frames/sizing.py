@@ -25,6 +25,12 @@ MODEL_ERROR = 0.4
 SMOOTH = 8
 """Bins on either side over which the expected counts, for the weights, are averaged."""
 
+ELECTRON_RADIUS_NM = 2.8179403e-6
+
+ELECTRONS_PER_NM3 = 430.0
+"""Electron density for which the fluence is stated: protein of 1.35 g/cm^3 (Fischer et al.,
+Protein Sci. 13 (2004) 2825), 0.53 electrons a dalton. The fluence goes with its inverse square."""
+
 
 @dataclass(frozen=True)
 class SphereLibrary:
@@ -45,6 +51,8 @@ class SphereLibrary:
     amplitudes : numpy.ndarray
         Scattering amplitude of the sphere that such a particle is taken for, absolute value,
         shape (diameter, bin), float64; 1 straight ahead.
+    brightest : float
+        Solid angle times polarization of the pixel with the largest, sr.
     """
 
     bins: NDArray[np.int32]
@@ -52,6 +60,7 @@ class SphereLibrary:
     q: Float64
     diameters: Float64
     amplitudes: Float64
+    brightest: float
 
 
 def sphere_amplitude(q: Float64, diameter: Float64 | float) -> Float64:
@@ -96,7 +105,7 @@ def sphere_library(
     q : numpy.ndarray
         Momentum transfer of each pixel, shape (y, x), float64, 1/m.
     exposure : numpy.ndarray
-        Solid angle times polarization of each pixel, shape (y, x), float64, any unit.
+        Solid angle times polarization of each pixel, shape (y, x), float64, sr.
     q_step : float
         Width of a radial bin, about that of a pixel, 1/m.
     range_nm : tuple of float
@@ -122,7 +131,8 @@ def sphere_library(
     diameters = np.geomspace(low, high, max(count, 3))
     seen = diameters[:, None] * SPHERE_FIT_FACTOR[particle]
     amplitudes = np.abs(sphere_amplitude(centres, seen))
-    return SphereLibrary(bins, exposure / exposure.max(), centres, diameters, amplitudes)
+    brightest = float(exposure.max())
+    return SphereLibrary(bins, exposure / brightest, centres, diameters, amplitudes, brightest)
 
 
 def radial_sums(
@@ -160,7 +170,7 @@ def radial_sums(
 
 def fit_spheres(
     photons: Float64, exposures: Float64, library: SphereLibrary
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Fit radial averages with the form factor of a sphere.
 
     Parameters
@@ -178,6 +188,9 @@ def fit_spheres(
         Volume-equivalent diameter, shape (frame,), float32, nm; NaN for an empty pattern.
     quality : numpy.ndarray
         Explained share in [0, 1], shape (frame,), float32; NaN for an empty pattern.
+    fluence : numpy.ndarray
+        Photons that hit the particle if it is a solid sphere of `ELECTRONS_PER_NM3`, shape
+        (frame,), float32, photons/um^2; NaN for an empty pattern.
 
     Notes
     -----
@@ -190,6 +203,11 @@ def fit_spheres(
     diameters of a block at once as matrix products, and a parabola through the best three refines
     the diameter. Quality is the coefficient of determination: 1 - (misfit of the sphere) /
     (misfit of the best constant), not below 0.
+
+    The photons straight ahead are sum(n |F|) / sum(exposure |F|^3) over the rings; they are
+    fluence x (r_e density volume)^2 x solid angle, which gives the fluence. The sum is linear in
+    the photons n, so that counting does not bias it. Weighed with F^2 it would suffer less from
+    stray light but more from a beam that jitters, unweighed the other way round.
     """
     average, weights = _averages_and_weights(photons, exposures)
     chi2, total = _misfit(average, weights, library.amplitudes)
@@ -199,39 +217,108 @@ def fit_spheres(
     empty = total <= 0
     share = chi2.min(axis=1) / np.where(constant[:, 0] > 0, constant[:, 0], 1)
     quality = np.clip(1 - share, 0, 1)
-    return (
-        np.where(empty, np.nan, diameter).astype(np.float32),
-        np.where(empty, np.nan, quality).astype(np.float32),
-    )
+    fluence = _fluence(photons, exposures, best, library)
+    found = (diameter, quality, fluence)
+    out = [np.where(empty, np.nan, values).astype(np.float32) for values in found]
+    return out[0], out[1], out[2]
 
 
-def rescale(diameter: NDArray[np.float32], energy_ratio: Float64) -> NDArray[np.float32]:
-    """Turn diameters that were fitted with one photon energy into those of another.
+def forward_length(diameter: Float64) -> Float64:
+    """Give the scattering length of a solid sphere straight ahead.
+
+    Parameters
+    ----------
+    diameter : numpy.ndarray
+        Diameters, any shape, float64, nm.
+
+    Returns
+    -------
+    numpy.ndarray
+        Electron radius times `ELECTRONS_PER_NM3` times volume, same shape, float64, nm. Its square
+        times fluence and solid angle are the photons straight ahead.
+
+    Examples
+    --------
+    >>> forward_length(np.array([60.0])).round(3).tolist()
+    [137.042]
+    """
+    return np.asarray(ELECTRON_RADIUS_NM * ELECTRONS_PER_NM3 * np.pi / 6 * diameter**3)
+
+
+def fitted_photons(
+    diameter: NDArray[np.float32],
+    fluence: NDArray[np.float32],
+    library: SphereLibrary,
+    seen: NDArray[np.bool_],
+) -> Float64:
+    """Give the photons of the fitted spheres.
+
+    Parameters
+    ----------
+    diameter : numpy.ndarray
+        Volume-equivalent diameters of `fit_spheres`, shape (frame,), float32, nm.
+    fluence : numpy.ndarray
+        Fluences of the same, shape (frame,), float32, photons/um^2.
+    library : SphereLibrary
+        The detector.
+    seen : numpy.ndarray
+        True for the pixels that count, shape (y, x), bool.
+
+    Returns
+    -------
+    numpy.ndarray
+        Photons expected in these pixels, shape (frame,), float64, photons; NaN where nothing was
+        fitted. Without stray light and counting noise, so that for particles of one kind it is
+        relative fluence.
+
+    Notes
+    -----
+    Against the true signal of 300 simulated icosahedra of 68 nm, 430-2 500 photons in stray light
+    of 0.005 a pixel: median error 2.9 %, 90 % within 7 %; their photon counts 8.3 % and 23 %. Of
+    218 single hits of the independent test beamtime, where the beam jitters by a pixel: 7.5 % and
+    20 %; there photon counts, of bright hits in little stray light, are better: 5.3 % and 14 %.
+    """
+    n_bins = len(library.q)
+    exposure = np.bincount(library.bins[seen], library.exposure[seen], n_bins)
+    forms = (library.amplitudes**2 * exposure).sum(axis=1) * library.brightest
+    form = np.interp(diameter, library.diameters, forms)
+    return np.asarray(fluence * 1e-6 * forward_length(diameter.astype(float)) ** 2 * form)
+
+
+def rescale(
+    diameter: NDArray[np.float32], fluence: NDArray[np.float32], energy_ratio: Float64
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Turn what was fitted with one photon energy into what another gives.
 
     Parameters
     ----------
     diameter : numpy.ndarray
         Fitted with the q of the expected photon energy, shape (frame,), float32, nm.
+    fluence : numpy.ndarray
+        Fluence of that fit, shape (frame,), float32, photons/um^2.
     energy_ratio : numpy.ndarray
         Photon energy of each frame over the expected one, shape (frame,), float64.
 
     Returns
     -------
-    numpy.ndarray
-        Diameters, shape (frame,), float32, nm.
+    diameter, fluence : numpy.ndarray
+        Shape (frame,), float32, nm and photons/um^2.
 
     Notes
     -----
     A form factor depends on q times diameter alone, and q at an angle is in proportion to the
     photon energy; bins are as wide as a pixel at any energy. So this is exactly the fit with the
-    frame's own wavelength, but for the range of diameters, which is scaled as well.
+    frame's own wavelength, but for the range of diameters, which is scaled as well. As many
+    photons come from another volume, so the fluence goes with the sixth power.
 
     Examples
     --------
-    >>> rescale(np.float32([70, np.nan]), np.array([1.25, 1.0])).tolist()
-    [56.0, nan]
+    >>> diameter, fluence = rescale(np.float32([70, 0]), np.float32([1, 2]), np.array([2.0, 1]))
+    >>> diameter.tolist(), fluence.tolist()
+    ([35.0, 0.0], [64.0, 2.0])
     """
-    return (diameter / energy_ratio).astype(np.float32)
+    rescaled = diameter / energy_ratio, fluence * energy_ratio**6
+    return rescaled[0].astype(np.float32), rescaled[1].astype(np.float32)
 
 
 def _averages_and_weights(photons: Float64, exposures: Float64) -> tuple[Float64, Float64]:
@@ -260,6 +347,16 @@ def _refine(chi2: Float64, best: NDArray[np.intp], diameters: Float64) -> Float6
     shift = 0.5 * (left - right) / np.where(curvature > 0, curvature, np.inf)
     ratio = np.log(diameters[1] / diameters[0])
     return np.asarray(diameters[inner] * np.exp(np.clip(shift, -1, 1) * ratio))
+
+
+def _fluence(
+    photons: Float64, exposures: Float64, best: NDArray[np.intp], library: SphereLibrary
+) -> Float64:
+    # Of the diameter tried, not of the refined one: form factor and volume have to agree.
+    amplitude = library.amplitudes[best]
+    norm = np.maximum((exposures * amplitude**3).sum(axis=1), 1e-300)
+    ahead = (photons * amplitude).sum(axis=1) / norm / library.brightest
+    return np.asarray(ahead / forward_length(library.diameters[best]) ** 2 * 1e6)
 
 
 @numba.njit(nogil=True, cache=True)

@@ -41,6 +41,7 @@ LABELS = (
     "scores",
     "diameter",
     "fit_quality",
+    "fluence",
 )
 """What labels.zarr holds of every frame, besides its event ids and energies."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ import numpy.typing as npt
 import xarray as xr
 
 from spidask.errors import DataError
-from spidask.io.stack import EVENT_IDS
+from spidask.io.stack import EVENT_IDS, fill_value
 from spidask.schema import annotate
 
 VERSION = 150
 EV_IN_JOULE = 1.602176634e-19
 DETECTOR = "entry_1/instrument_1/detector_1"
 TAGS = ("selected", "trained_on")
-NUMBERS = ("index", *EVENT_IDS, "diameter")
+NUMBERS = ("index", *EVENT_IDS, "photon_count", "hit_score", "diameter", "fit_quality", "fluence")
 """Variables of a frame that stand under ``entry_1`` by their own names."""
 
 Block = tuple[npt.NDArray[np.int32], npt.NDArray[np.uint32]]
@@ -49,6 +50,34 @@ class Setup:
     distance: float
     pixel_size: float
     beam_centre: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class RawFrames:
+    """Where frames lie in HDF5 files.
+
+    Attributes
+    ----------
+    paths : numpy.ndarray
+        File of each frame, shape (frame,), text.
+    rows : numpy.ndarray
+        Its row there, shape (frame,), int64.
+    lengths : numpy.ndarray
+        Frames of that file, shape (frame,), int64.
+    datasets : numpy.ndarray
+        Path of the stack inside that file, shape (frame,), text.
+    shape : tuple of int
+        Rows and columns of a frame.
+    dtype : numpy.dtype
+        Of a pixel.
+    """
+
+    paths: npt.NDArray[np.str_]
+    rows: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    datasets: npt.NDArray[np.str_]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
 
 def write_cxi(
@@ -85,12 +114,7 @@ def write_cxi(
     n_frames = frames.sizes["frame"]
     part = Path(f"{path}.part")
     with h5py.File(part, "w") as file:
-        file["cxi_version"] = VERSION
-        file["number_of_entries"] = 1
-        _write_setup(file, setup)
-        _write_frames(file, frames)
-        for name, text in provenance.items():
-            file[f"entry_1/process_1/{name}"] = text
+        _write_head(file, frames, setup, provenance)
         data = _stack(file, "data", np.int32, n_frames, shape)
         mask = _stack(file, "mask", np.uint32, n_frames, shape)
         start = 0
@@ -100,8 +124,80 @@ def write_cxi(
             start = stop
         if start != n_frames:
             raise DataError(f"{path}: {start} patterns came for {n_frames} frames")
+        data.attrs["units"] = "photons"
         _write_links(file)
     os.replace(part, path)
+
+
+def write_virtual(
+    path: str | Path,
+    source: RawFrames,
+    mask: npt.NDArray[np.uint32],
+    frames: xr.Dataset,
+    setup: Setup,
+    provenance: Mapping[str, str],
+) -> None:
+    """Write raw frames as a CXI file that holds no copy of them: a virtual dataset of HDF5.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+        File to write; it appears when it is complete.
+    source : RawFrames
+        Where the frames are.
+    mask : numpy.ndarray
+        Mask bits, the same for all frames, shape (y, x), uint32.
+    frames : xarray.Dataset
+        What is known of the same frames, as for `write_cxi`.
+    setup : Setup
+        Geometry of the whole frame.
+    provenance : mapping of str to str
+        As for `write_cxi`; the calibration, which is not applied, should be among it.
+
+    Notes
+    -----
+    ``data`` is what the files hold, in ADU. Where a file is gone, HDF5 gives the fill value: NaN,
+    or the largest value of an integer dtype, which is how spidask marks unreadable frames. Read
+    many frames at once: of 18 000 scattered ones, HDF5 takes 0.2 s to find one, and 1.3 s for all.
+    """
+    part = Path(f"{path}.part")
+    with h5py.File(part, "w") as file:
+        _write_head(file, frames, setup, provenance)
+        n_frames = frames.sizes["frame"]
+        data = h5py.VirtualLayout((n_frames, *source.shape), source.dtype)
+        for place in _stretches(source):
+            stack = h5py.VirtualSource(
+                source.paths[place.start],
+                source.datasets[place.start],
+                (int(source.lengths[place.start]), *source.shape),
+                source.dtype,
+            )
+            first = int(source.rows[place.start])
+            data[place] = stack[first : first + place.stop - place.start]
+        fill = fill_value(source.dtype)
+        file.create_virtual_dataset(f"{DETECTOR}/data", data, fillvalue=fill)
+        file[f"{DETECTOR}/data"].attrs["units"] = "ADU"
+        file[f"{DETECTOR}/mask"] = mask
+        _write_links(file)
+    os.replace(part, path)
+
+
+def _stretches(source: RawFrames) -> list[slice]:
+    # One mapping for each: HDF5 is far slower with scattered rows in a mapping.
+    follows = (source.paths[1:] == source.paths[:-1]) & (np.diff(source.rows) == 1)
+    edges = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(source.rows)]
+    return [slice(a, b) for a, b in pairwise(edges) if b > a]
+
+
+def _write_head(
+    file: h5py.File, frames: xr.Dataset, setup: Setup, provenance: Mapping[str, str]
+) -> None:
+    file["cxi_version"] = VERSION
+    file["number_of_entries"] = 1
+    _write_setup(file, setup)
+    _write_frames(file, frames)
+    for name, text in provenance.items():
+        file[f"entry_1/process_1/{name}"] = text
 
 
 def read_cxi(path: str | Path) -> xr.Dataset:
@@ -185,7 +281,7 @@ def _write_links(file: h5py.File) -> None:
 def _read(file: h5py.File) -> xr.Dataset:
     detector, entry = file[DETECTOR], file["entry_1"]
     patterns = detector["data"][()].astype(np.float32)
-    patterns[detector["mask"][()] != 0] = np.nan
+    patterns[np.broadcast_to(detector["mask"][()] != 0, patterns.shape)] = np.nan
     runs, codes = np.unique(entry["run"].asstr()[()], return_inverse=True)
     frame = {"run": codes.astype(np.int32), "score": detector["score"][()]}
     frame |= {name: entry[name][()] for name in NUMBERS if name in entry}

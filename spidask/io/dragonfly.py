@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import configparser
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -178,6 +179,55 @@ def read_blacklist(path: str | Path) -> npt.NDArray[np.bool_]:
         if line not in ("0", "1"):
             raise DataError(f"{path}, line {number}: '{line}', expected 0 or 1", path=str(path))
     return np.array([line == "1" for line in lines], bool)
+
+
+def write_classes(path: str | Path, letters: Sequence[str]) -> None:
+    """Write the classes of frames, as Dragonfly's frame viewer keeps them.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+        File to write, a line for each frame.
+    letters : sequence of str
+        A lower-case letter for each frame.
+    """
+    part = Path(f"{path}.part")
+    part.write_text("".join(f"{letter}\n" for letter in letters))
+    os.replace(part, path)
+
+
+def write_scale(path: str | Path, scale: npt.NDArray[np.float64]) -> None:
+    """Write how bright frames are relative to each other.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+        File to write; Dragonfly's setting ``scale_file`` names it.
+    scale : numpy.ndarray
+        Positive factors of about 1, shape (frame,), float64.
+    """
+    part = Path(f"{path}.part")
+    with h5py.File(part, "w") as file:
+        file["scale"] = np.asarray(scale, np.float64)
+    os.replace(part, path)
+
+
+def write_background(path: str | Path, background: npt.NDArray[np.float64]) -> None:
+    """Put a background into a detector file, in place of one that is there.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+        File of `write_detector`; it is whole at any time.
+    background : numpy.ndarray
+        Photons expected in each pixel of a frame without a particle, shape (pixel,), float64.
+    """
+    part = Path(f"{path}.part")
+    shutil.copyfile(path, part)
+    with h5py.File(part, "a") as file:
+        file.pop("background", None)
+        file["background"] = np.asarray(background, np.float64)
+    os.replace(part, path)
 
 
 def write_settings(path: str | Path, sections: Mapping[str, Mapping[str, object]]) -> None:

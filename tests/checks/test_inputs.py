@@ -3,6 +3,7 @@
 import h5py
 import numpy as np
 import pytest
+import zarr
 
 from spidask.checks import check
 from spidask.io import stretches
@@ -145,3 +146,14 @@ def test_labels_of_a_run_that_cannot_be_read_are_left_out(beamtime, runs):
     found = check(settings)
     assert places(found) == [("warning", f"{runs}/r4.h5"), ("warning", "labels.file")]
     assert found[1].message == "2 labels are of runs that cannot be read, and do not train"
+
+
+def test_a_virtual_cxi_of_zarr(beamtime, runs):
+    handoff = {"cxi": "virtual"}
+    assert check(config(beamtime, runs, handoff=handoff)) == []
+    group = zarr.open_group(runs / "r5", mode="w")
+    group.create_array("data", data=np.zeros((3, *SHAPE), np.uint16))
+    files = [str(runs / "r*.h5"), str(runs / "r5")]
+    found = check(config(beamtime, runs, handoff=handoff, runs={"files": files}))
+    assert places(found) == [("error", "handoff.cxi")]
+    assert found[0].message.endswith("r5 is none; set copy")

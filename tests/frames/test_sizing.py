@@ -34,7 +34,7 @@ def spheres(diameters, photons, stray=0.0):
 def fit(patterns, particle="sphere", range_nm=(25.0, 150.0)):
     library = sphere_library(Q, EXPOSURE, Q_STEP, range_nm, particle)
     sums = radial_sums(patterns.astype(np.float32), library.bins, library.exposure)
-    return fit_spheres(*sums, library)
+    return fit_spheres(*sums, library)[:2]
 
 
 def test_form_factor_is_one_ahead_and_smooth_through_the_series():
@@ -134,6 +134,29 @@ def test_sizes_outside_the_range_end_at_its_border():
     assert 59 < found[0] < 91
 
 
+def test_the_fluence_of_noisy_spheres_is_right_within_ten_per_cent():
+    rng = np.random.default_rng(5)
+    diameter, fluence = rng.uniform(55, 84, 300), rng.uniform(300, 3000, 300)  # nm, photons/nm^2
+    # Photons = fluence (r_e n_e V)^2 |F|^2 solid angle polarization.
+    length = 2.8179403e-6 * 430 * np.pi / 6 * diameter**3
+    form = np.stack([sphere_amplitude(Q, d) ** 2 for d in diameter]) * EXPOSURE
+    patterns = rng.poisson((fluence * length**2)[:, None, None] * form + 0.005).astype(np.float32)
+    patterns[:, np.hypot(Y, X) < 14 * 75e-6] = np.nan
+    assert 250 < np.percentile(np.nansum(patterns, axis=(1, 2)), 5) < 1000
+    library = sphere_library(Q, EXPOSURE, Q_STEP, (25.0, 150.0), "sphere")
+    sums = radial_sums(patterns, library.bins, library.exposure)
+    ratio = fit_spheres(*sums, library)[2] / (fluence * 1e6)
+    assert np.median(ratio) == pytest.approx(1, abs=0.03)
+    assert np.median(np.abs(ratio - 1)) < 0.05
+    assert np.percentile(np.abs(ratio - 1), 90) < 0.1
+
+
+def test_an_empty_pattern_has_no_fluence():
+    library = sphere_library(Q, EXPOSURE, Q_STEP, (25.0, 150.0), "sphere")
+    sums = radial_sums(np.zeros((1, *Q.shape), np.float32), library.bins, library.exposure)
+    assert np.isnan(fit_spheres(*sums, library)[2]).all()
+
+
 @pytest.mark.parametrize("ratio", [0.97, 1.004, 1.12])
 def test_rescaling_is_the_fit_with_the_frames_own_wavelength(ratio):
     # Photons of spheres as they scatter at another photon energy, in the same pixels.
@@ -147,13 +170,14 @@ def test_rescaling_is_the_fit_with_the_frames_own_wavelength(ratio):
         library = sphere_library(Q * factor, EXPOSURE, Q_STEP * factor, range_nm, "sphere")
         return fit_spheres(*radial_sums(patterns, library.bins, library.exposure), library)
 
-    fitted, quality = fit_at(1.0, (25.0, 150.0))
-    found = rescale(fitted, np.full(40, ratio))
+    fitted, quality, fluence = fit_at(1.0, (25.0, 150.0))
+    found, found_fluence = rescale(fitted, fluence, np.full(40, ratio))
     assert found.dtype == np.float32
     # The same diameters in the grid of the search: equal but for rounding.
-    own, own_quality = fit_at(ratio, (25.0 / ratio, 150.0 / ratio))
+    own, own_quality, own_fluence = fit_at(ratio, (25.0 / ratio, 150.0 / ratio))
     np.testing.assert_allclose(found, own, rtol=1e-6)
     np.testing.assert_allclose(quality, own_quality, rtol=1e-5)
+    np.testing.assert_allclose(found_fluence, own_fluence, rtol=1e-5)
     # Another grid of diameters, half a step of which is 0.25 %.
     np.testing.assert_allclose(found, fit_at(ratio, (25.0, 150.0))[0], rtol=1e-3)
     assert np.median(np.abs(found / truth - 1)) < 0.01

@@ -1,107 +1,18 @@
-import configparser
-import json
-import os
-import shutil
-import subprocess
-
 import dask
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
-import xarray as xr
 
 from spidask.config import Config
 from spidask.errors import ConfigError, DataError
-from spidask.handoff import export, photons_are_current
+from spidask.handoff import export, needs_frames, photons_are_current
 from spidask.io.cxi import read_cxi
 from spidask.io.dragonfly import read_blacklist, read_detector
-from spidask.io.emc import read_missing, read_photons, write_photons_binary
+from spidask.io.emc import read_missing, read_photons
 from spidask.io.runs import open_runs
-from spidask.preprocessing import preprocess
 from spidask.selection import select
-
-N_FRAMES, ROWS, COLUMNS = 7, 6, 8
-Y, X = slice(1, 6), slice(0, 7)
-"""The region of interest."""
-
-
-@pytest.fixture
-def photons():
-    """Two runs of frames that hold whole photons; 20 of them saturate."""
-    random = np.random.default_rng(3)
-    frames = random.poisson(0.7, (2, N_FRAMES, ROWS, COLUMNS)).astype(np.uint16)
-    frames[1, 2, 3, 4] = 20
-    return frames
-
-
-@pytest.fixture
-def masks():
-    good = np.ones((2, ROWS, COLUMNS), np.uint8)
-    good[0, 2, 2] = good[1, 5, 6] = 0
-    return good
-
-
-@pytest.fixture
-def config(tmp_path, photons, masks):
-    with h5py.File(tmp_path / "masks.h5", "w") as file:
-        for code, run in enumerate(("r0001", "r0002")):
-            file[run] = masks[code]
-            with h5py.File(tmp_path / f"{run}.h5", "w") as data:
-                data["data"] = photons[code]
-                data["trainId"] = 1000 * code + np.arange(N_FRAMES)
-    return Config.model_validate(
-        {
-            "runs": {
-                "files": [str(tmp_path / "r*.h5")],
-                "dataset": "data",
-                "mask": f"{tmp_path}/masks.h5:{{run}}",
-            },
-            "output": str(tmp_path / "out"),
-            "geometry": {"beam_centre_y_px": -1.0, "beam_centre_x_px": 3.5},
-            "preprocessing": {
-                "region": {"y": [Y.start, Y.stop], "x": [X.start, X.stop]},
-                "saturation_adu": 20,
-            },
-            "hits": {"threshold": "none"},
-        }
-    )
-
-
-@pytest.fixture
-def frames(config):
-    return open_runs(config.runs.files, config.runs.dataset)
-
-
-@pytest.fixture
-def labels(frames, config):
-    """Frames 0, 3 and 6 of each run are misses, the first of the others is too large."""
-    patterns = preprocess(frames, config)
-    names = ("run", "index", "trainId", "run_name", "photon_count", "readable")
-    known = {name: patterns[name].variable.compute() for name in names}
-    hit = known["index"].values % 3 != 0
-    return xr.Dataset(known).assign(
-        hit=("frame", hit),
-        scores=(("frame", "member"), np.where(hit, 0.75, np.nan).astype(np.float32)[:, None]),
-        diameter=("frame", np.where(known["index"].values == 1, 90, 70).astype(np.float32)),
-    )
-
-
-@pytest.fixture
-def selection(labels, config):
-    return select(labels, [0.5], config.selection)
-
-
-HITS = [(0, 1), (0, 2), (0, 4), (0, 5), (1, 1), (1, 2), (1, 4), (1, 5)]
-SELECTED = [hit for hit in HITS if hit[1] != 1]
-
-
-def region_of(photons, hits):
-    """Photons that Dragonfly has to get: none where a run's mask or saturation hides them."""
-    frames = np.stack([photons[run, index, Y, X] for run, index in hits]).astype(int)
-    frames[:, 1, 2] = frames[:, 4, 6] = 0
-    frames[frames >= 20] = 0
-    return frames
+from tests.handoff.conftest import HITS, SELECTED, X, Y, region_of
 
 
 def test_photons_of_all_hits_and_a_blacklist(selection, frames, config, photons, tmp_path):
@@ -117,6 +28,8 @@ def test_photons_of_all_hits_and_a_blacklist(selection, frames, config, photons,
         "pixels": 35,
         "pixels_ignored": 2,
         "missing_values": 1,
+        "misses": 6,
+        "misses_in_background": 6,
     }
 
 
@@ -149,23 +62,6 @@ def test_runs_without_hits_mask_nothing(labels, frames, config, tmp_path):
     export(select(labels, [0.5], config.selection), frames, config, tmp_path)
     mask = read_detector(tmp_path / "dragonfly" / "detector.h5").mask.reshape(5, 7)
     assert np.argwhere(mask == 2).tolist() == [[1, 2]]
-
-
-def test_settings_of_dragonfly(selection, frames, config, tmp_path):
-    export(selection, frames, config, tmp_path)
-    ini = configparser.ConfigParser()
-    ini.read(tmp_path / "dragonfly" / "config.ini")
-    assert dict(ini["parameters"]) == {
-        "detd": "130",
-        "lambda": "7.290186",
-        "detsize": "7 5",
-        "pixsize": "0.075",
-        "stoprad": "0",
-        "polarization": "x",
-    } | {"lambda": ini["parameters"]["lambda"]}
-    assert float(ini["parameters"]["lambda"]) == pytest.approx(7.2902, abs=1e-4)
-    for key in ("in_photons_file", "in_detector_file", "blacklist_file"):
-        assert (tmp_path / "dragonfly" / ini["emc"][key]).is_file()
 
 
 def test_patterns_as_cxi(selection, frames, config, photons, tmp_path):
@@ -268,7 +164,7 @@ def test_the_answer_does_not_depend_on_tasks_or_workers(
     from distributed import Client
 
     export(selection, frames, config, tmp_path / "inline")
-    monkeypatch.setattr("spidask.handoff.FRAMES_PER_TASK", 3)
+    monkeypatch.setattr("spidask.handoff.photons.FRAMES_PER_TASK", 3)
     settings = {"distributed.scheduler.active-memory-manager.start": False}
     with (
         dask.config.set(settings),
@@ -313,88 +209,29 @@ def test_hits_of_other_runs_are_refused(selection, frames, config, tmp_path):
         export(renamed, frames, config, tmp_path)
 
 
-# Runs where Dragonfly lives: reads a folder with its own classes, writes with its own writer.
-SCRIPT = """
-import json, sys
-import numpy as np
-from dragonfly.detector import CDetector, Detector
-from dragonfly.emcfile import CDataset, EMCReader, EMCWriter
-
-folder, out = sys.argv[1:]
-detector = CDetector(folder + "/detector.h5", norm=False)
-seen = {"detector": [detector.num_pix, detector.detd, detector.ewald_rad]}
-seen["q"] = np.asarray(detector.qvals).tolist()
-seen["corr"] = np.asarray(detector.corr).tolist()
-seen["mask"] = np.asarray(detector.raw_mask).tolist()
-for name in ("photons.h5", "photons.emc"):
-    photons = CDataset(folder + "/" + name, detector)
-    frames = np.zeros((photons.num_data, photons.num_pix), int)
-    at = np.repeat(np.arange(photons.num_data), photons.ones)
-    frames[at, photons.place_ones] = 1
-    at = np.repeat(np.arange(photons.num_data), photons.multi)
-    frames[at, photons.place_multi] = photons.count_multi
-    assert photons.ftype == "sparse"
-    reader = EMCReader([folder + "/" + name], [Detector(folder + "/detector.h5")])
-    one_by_one = [reader.get_frame(i, raw=True).tolist() for i in range(reader.num_frames)]
-    assert one_by_one == frames.tolist()
-    seen[name] = frames.tolist()
-for name, hdf5 in (("theirs.h5", True), ("theirs.emc", False)):
-    with EMCWriter(out + "/" + name, photons.num_pix, hdf5=hdf5) as writer:
-        for frame in frames:
-            writer.write_frame(frame)
-json.dump(seen, open(out + "/seen.json", "w"))
-"""
+def test_adu_become_photons_by_the_calibrated_threshold(selection, config, photons, tmp_path):
+    # 130 ADU a photon; n photons from n - 0.3 on. The charge of a pixel spreads by +-25 %.
+    random = np.random.default_rng(6)
+    spread = random.uniform(-0.25, 0.65, photons.shape)
+    (tmp_path / "adu").mkdir()
+    for code, run in enumerate(("r0001", "r0002")):
+        with h5py.File(tmp_path / "adu" / f"{run}.h5", "w") as file:
+            adu = (photons[code] + spread[code]) * 130
+            file["data"] = np.rint(adu).astype(np.int16)
+    settings = {"adu_per_photon": 130, "photon_threshold": 0.7, "saturation_adu": 19.5 * 130}
+    changed = config.model_dump()
+    changed["preprocessing"] |= settings
+    config = Config.model_validate(changed)
+    frames = open_runs(str(tmp_path / "adu" / "*.h5"), "data")
+    export(selection, frames, config, tmp_path / "out")
+    found = read_photons(tmp_path / "out" / "dragonfly" / "photons.h5").toarray()
+    assert found.tolist() == region_of(photons, HITS).reshape(8, -1).tolist()
 
 
-@pytest.fixture
-def dragonfly_python():
-    python = os.environ.get("SPIDASK_DRAGONFLY_PYTHON")
-    if not python:
-        pytest.skip("SPIDASK_DRAGONFLY_PYTHON is not set; .ci/dragonfly-env makes its environment")
-    return python
-
-
-@pytest.mark.dragonfly
-def test_dragonfly_reads_what_was_written_and_the_other_way_round(
-    selection, frames, config, photons, tmp_path, dragonfly_python
-):
+def test_what_needs_the_frames(selection, frames, config, tmp_path):
+    assert needs_frames(selection, config, tmp_path)
     export(selection, frames, config, tmp_path)
-    folder = tmp_path / "dragonfly"
-    whole = read_photons(folder / "photons.h5")
-    write_photons_binary(folder / "photons.emc", [whole], *whole.shape)
-    subprocess.run([dragonfly_python, "-c", SCRIPT, folder, tmp_path], check=True)
-    seen = json.loads((tmp_path / "seen.json").read_text())
-    detector = read_detector(folder / "detector.h5")
-    assert seen["detector"] == [35, detector.detd, detector.ewald_rad]
-    assert np.array(seen["q"]).T.tolist() == [
-        detector.qx.tolist(),
-        detector.qy.tolist(),
-        detector.qz.tolist(),
-    ]
-    assert seen["corr"] == detector.corr.tolist()
-    assert seen["mask"] == detector.mask.tolist()
-    expected = region_of(photons, HITS).reshape(8, -1).tolist()
-    assert seen["photons.h5"] == seen["photons.emc"] == expected
-    for name in ("theirs.h5", "theirs.emc"):
-        assert read_photons(tmp_path / name).toarray().tolist() == expected
-
-
-@pytest.mark.dragonfly
-def test_dragonfly_s_emc_runs_on_the_folder_as_it_is(
-    selection, frames, config, tmp_path, dragonfly_python
-):
-    config = Config.model_validate(
-        config.model_dump()
-        | {"handoff": {"num_div": 2}, "geometry": {"beam_centre_y_px": 3, "beam_centre_x_px": 3}}
-    )
-    export(selection, frames, config, tmp_path / "written")
-    # Moved elsewhere and started from somewhere else: all its paths are relative to its folder.
-    folder = tmp_path / "moved"
-    shutil.move(tmp_path / "written" / "dragonfly", folder)
-    main = "from dragonfly.recon import main; main()"
-    emc = [dragonfly_python, "-c", main, "-c", folder / "config.ini", "-t", "1", "2"]
-    done = subprocess.run(emc, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    with h5py.File(folder / "output" / "output_002.h5") as file:
-        assert np.isfinite(file["intens"][()]).all()
-        assert len(file["orientations"]) == 8
+    assert not needs_frames(selection, config, tmp_path)
+    (tmp_path / "dragonfly" / "background.h5").write_bytes(b"cut off")
+    assert needs_frames(selection, config, tmp_path)
+    assert export(selection, frames, config, tmp_path)["photons_written"] == 0
