@@ -273,8 +273,9 @@ def _seconds(
 ) -> dict[str, float]:
     # `cost`: of the network, against that of the patterns whose rates are known.
     training, n_hits = config.training, n_frames * hit_rate
-    members = len(config.inference.members or []) or training.ensemble.n_members
-    networks = members if training.ensemble.kind == "seeds" else 1
+    ensemble = training.ensemble
+    members = len(config.inference.members or []) or ensemble.size
+    networks = ensemble.n_members if ensemble.kind == "seeds" else 1
     trained = networks * training.iterations * training.batch_size * cost
     # A network is trained by `ranks` workers, and several networks side by side.
     side_by_side = max(1, min(n_workers, networks * training.ranks))
@@ -365,7 +366,7 @@ def _expected_hit_rate(config: Config) -> float:
 def _output_bytes(
     config: Config, n_frames: int, hit_rate: float, pixels: int, event_ids: int
 ) -> dict[str, int]:
-    members = len(config.inference.members or []) or config.training.ensemble.n_members
+    members = len(config.inference.members or []) or config.training.ensemble.size
     n_hits = n_frames * hit_rate
     n_selected = n_hits * (config.selection.expected_single_fraction or SINGLE_SHARE)
     pixels //= config.handoff.bin**2

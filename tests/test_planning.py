@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from spidask.config import parse_config
+from spidask.config import Ensemble, parse_config
 from spidask.errors import ConfigError
 from spidask.planning import PROCESS_BYTES, make_plan
 from spidask.units import format_bytes
@@ -163,3 +163,11 @@ def test_twelve_million_frames_in_400_files_take_seconds(tmp_path):
     assert time.perf_counter() - start < 30
     assert (plan.frames, plan.shards) == (12_000_000, 400 * 8)
     assert format_bytes(plan.raw_bytes) == "12.6 TB"
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_members"),
+    [({"n_members": 3}, 3), ({"stages": [2, 4]}, 2), ({"stages": [2, 4], "kind": "seeds"}, 10)],
+)
+def test_members_are_counted_as_training_makes_them(settings, n_members):
+    assert Ensemble(**settings).size == n_members

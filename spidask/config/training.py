@@ -54,6 +54,12 @@ class Ensemble(Section):
     stages: Annotated[list[Count], Field(min_length=1, max_length=50)] | None = None
     """Iterations whose checkpoints are the members, whatever their F1; nothing: around the best."""
 
+    @property
+    def size(self) -> int:
+        """Number of members: the stages named, of every seed where there are several."""
+        n_seeds = self.n_members if self.kind == "seeds" else 1
+        return n_seeds * len(self.stages) if self.stages else self.n_members
+
 
 class Training(Section):
     """How the networks are trained."""
