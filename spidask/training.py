@@ -92,9 +92,9 @@ def train(
     ensemble, seeds = config.training.ensemble, [config.training.seed]
     if ensemble.kind == "seeds":
         seeds = [seeds[0] + i for i in range(ensemble.n_members)]
-    parts = [split(runs, labelled.classes, config, seed) for seed in seeds]
+    part = split(runs, labelled.classes, config, config.training.seed)
     into = [folder.absolute() / "checkpoints" / f"seed{seed}" for seed in seeds]
-    jobs = [(part, config, seed, path) for part, seed, path in zip(parts, seeds, into, strict=True)]
+    jobs = [(part, config, seed, path) for seed, path in zip(seeds, into, strict=True)]
     try:
         if client is None:
             alone = Team(device=resolve_device(config))
@@ -104,10 +104,11 @@ def train(
             _train_on_workers(client, labelled, jobs, config, folder)
     finally:
         _write_metrics(folder, seeds)
-    kept = _set_thresholds([_pick_members(labelled.classes, *job) for job in jobs], jobs, labelled)
+    is_single = labelled.classes[part.validation] == SINGLE
+    picked = [pair for job in jobs for pair in _pick_members(is_single, *job[1:])]
+    kept = _set_threshold(picked, is_single, config.selection.expected_single_fraction)
     used = np.zeros(len(index), bool)
-    for part in parts:
-        used[part.training] = used[part.validation] = True
+    used[part.training] = used[part.validation] = True
     seen = {str(run): sorted(index[used & (runs == run)].tolist()) for run in np.unique(runs[used])}
     paths = [folder / "members" / f"member{number}.safetensors" for number in range(len(kept))]
     for member, path in zip(kept, paths, strict=True):
@@ -214,36 +215,31 @@ def _train_seed(
     )
 
 
-def _set_thresholds(
-    picked: list[list[tuple[Member, FloatArray]]], jobs: list[Job], labelled: Labelled
+def _set_threshold(
+    picked: list[tuple[Member, FloatArray]], is_single: BoolArray, fraction: float | None
 ) -> list[Member]:
-    """Choose one threshold for members that are judged on the same patterns.
+    """Choose the threshold of all members.
 
     A pattern is selected if all of them accept it, so the F1 to be made largest is that of the
-    smallest of their probabilities; the best of each alone would reject too much together. Seeds
-    that draw validation patterns of their own have none in common, and get that nevertheless.
+    smallest of their probabilities; the best of each alone would reject too much together.
     """
-    rows = [parts.validation for parts, *_ in jobs]
-    fraction = jobs[0][1].selection.expected_single_fraction
-    if all(np.array_equal(rows[0], other) for other in rows):
-        picked, rows = [[pair for group in picked for pair in group]], rows[:1]
-    kept = []
-    for group, validation in zip(picked, rows, strict=True):
-        least = np.min([scores for _, scores in group], axis=0).astype(float)
-        is_single = labelled.classes[validation] == SINGLE
-        threshold, f1 = best_threshold(least, is_single, fraction)
-        log.info("%d members together: validation F1 %.3f", len(group), f1)
-        for member, _ in group:
-            provenance = {**member.provenance, "validation_f1_together": f1}
-            kept.append(dataclasses.replace(member, threshold=threshold, provenance=provenance))
-    return kept
+    least = np.min([scores for _, scores in picked], axis=0).astype(float)
+    threshold, f1 = best_threshold(least, is_single, fraction)
+    log.info("%d members together: validation F1 %.3f", len(picked), f1)
+    return [
+        dataclasses.replace(
+            member,
+            threshold=threshold,
+            provenance={**member.provenance, "validation_f1_together": f1},
+        )
+        for member, _ in picked
+    ]
 
 
 def _pick_members(
-    classes: IntArray, parts: Split, config: Config, seed: int, folder: Path
+    is_single: BoolArray, config: Config, seed: int, folder: Path
 ) -> list[tuple[Member, FloatArray]]:
-    ensemble, is_single = config.training.ensemble, classes[parts.validation] == SINGLE
-    paths = list_checkpoints(folder)
+    ensemble, paths = config.training.ensemble, list_checkpoints(folder)
     if ensemble.stages:
         paths = [path for path in paths if int(path.stem) in ensemble.stages]
         return [_member(path, is_single, config, seed) for path in paths]
