@@ -157,7 +157,9 @@ def config_of(options: argparse.Namespace, key: str) -> Config:
     settings = {**row.settings, **reduced}
     overrides = [f"training.{name}={value}".replace("'", '"') for name, value in settings.items()]
     if settings.get("precision") == "bf16":
-        overrides += ["inference.precision=bf16", "inference.batch_size=16"]
+        # Pictures of 64 patterns take gigabytes, which a GPU has.
+        size = 64 if resolve_device(base) == "cuda" else 16
+        overrides += ["inference.precision=bf16", f"inference.batch_size={size}"]
     output = Path(base.output) / (f"{key}_reduced" if reduced else key)
     return load_config(options.config, [*overrides, *options.set, f"output={output}"])
 

@@ -356,10 +356,11 @@ def _judge(config: Config) -> dict[str, Any]:
     return metrics
 
 
-def _in_words(counts: Mapping[str, float]) -> str:
+def _in_words(counts: Mapping[str, float | None]) -> str:
     return ", ".join(
         f"{key.replace('_', ' ')} {value:.4g}"
         if isinstance(value, float) and not np.isnan(value)
         else f"{key.replace('_', ' ')} {value}"
         for key, value in counts.items()
+        if value is not None
     )

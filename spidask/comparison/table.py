@@ -298,8 +298,10 @@ def _describe(selection: str | Path) -> dict[str, Any]:
 def _read_row(selection: str | Path) -> dict[str, Any]:
     path = _folder(selection) / "row.json"
     row = read_json(path) if path.exists() else {}
+    if not isinstance(row, dict):
+        raise DataError(f"{path}: holds no object; expected the keys {', '.join(ROW)}")
     for key, kinds in ROW.items():
-        if not isinstance(row.get(key), (*kinds, type(None))):
+        if not isinstance(row.get(key), (*kinds, type(None))) or isinstance(row.get(key), bool):
             raise DataError(f"{path}: {key} is {row[key]!r}; expected {kinds[0].__name__} or null")
     return {key: value for key, value in row.items() if value is not None}
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from spidask.config import Training
+from spidask.config import Representation, Training
 from spidask.errors import DataError, TrainingError
 from spidask.networks.architectures import is_darknet, new_network
 from spidask.networks.batches import Draw, Labelled, draw_ahead
@@ -103,7 +103,7 @@ def begin(settings: Training, labelled: Labelled) -> Classifier:
     member = load_member(SHIPPED if settings.initial == "shipped" else settings.initial)
     for key, asked, found in (
         ("architecture", settings.architecture, member.network.name),
-        ("representation", settings.representation, member.representation),
+        ("representation", _seen(settings.representation), _seen(member.representation)),
     ):
         if asked != found:
             raise TrainingError(
@@ -119,6 +119,12 @@ def begin(settings: Training, labelled: Labelled) -> Classifier:
             "set these as they were, or training.initial to random"
         )
     return network.requires_grad_(True).train()
+
+
+def _seen(representation: Representation) -> Representation:
+    # What is no picture has no size.
+    blank = {} if representation.colours != "none" else {"size": Representation().size}
+    return representation.model_copy(update=blank)
 
 
 def train_rank(
