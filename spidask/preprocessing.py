@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import dask.array as da
@@ -37,20 +37,22 @@ def preprocess(frames: xr.Dataset, config: Config) -> xr.Dataset:
         The same coordinates with, all lazy: `patterns` (frame, y, x) float32 [photons], NaN where
         masked, missing, saturated or unreadable; `photon_count` float32 [photons], `lit_pixels`
         int32, `hit_score` float32, `readable` bool and `hit` bool, all (frame). The coordinates
-        `y` and `x` are pixel numbers of the full frame.
+        `y` and `x` are pixel numbers of the full frame, or of the image assembled from it, in
+        binned pixels.
 
     Raises
     ------
     ConfigError
-        If the region does not fit into the frames or differs from run to run.
+        If the region does not fit into the frames, or the image assembled from them, or differs
+        from run to run.
     DataError
         If `frames` is not there, not lazy, or not whole along y and x. A calibration file that
         cannot be used raises when a block is computed.
 
     Notes
     -----
-    Only the region's pixels are read; with common mode, those of the ASICs that it touches. Dask
-    reads whole frames where one block holds several runs, as `take_frames` may make them.
+    Only the region's pixels are read; with common mode, those of the ASICs that it touches; of a
+    detector of several modules that is assembled, the modules that it touches. Dask reads whole frames where one block holds several runs, as `take_frames` may make them.
     The adaptive threshold takes each stretch of one run for the run: give whole runs, and slice
     the result.
     """
@@ -146,29 +148,27 @@ def _stretches(dataset: xr.Dataset) -> list[tuple[int, slice]]:
 
 
 def _patterns(frames: da.Array, part: slice, recipe: Recipe) -> da.Array:
-    y0, y1, x0, x1 = recipe.read
-    # The slice comes first, so that Dask reads no more than this.
-    raw = frames[part, y0:y1, x0:x1]
-    region = recipe.region
-    patterns: da.Array = da.map_blocks(
+    # The slices come first, so that Dask reads no more than these.
+    raw = [frames[part, y0:y1, x0:x1] for y0, y1, x0, x1 in recipe.read]
+    y0, y1, x0, x1 = recipe.region
+    # Stretches of modules differ in height, so that each has a name of its own for its rows.
+    blocks = chain(*((array, ("frame", f"rows{i}", "columns")) for i, array in enumerate(raw)))
+    patterns: da.Array = da.blockwise(
         partial(_calibrate_block, recipe=recipe),
-        raw,
+        ("frame", "y", "x"),
+        *blocks,
+        new_axes={"y": y1 - y0, "x": x1 - x0},
+        concatenate=True,
         dtype=np.float32,
-        chunks=(raw.chunks[0], (region[1] - region[0],), (region[3] - region[2],)),
         meta=np.empty((0, 0, 0), np.float32),
     )
     return patterns
 
 
 @measure("preprocess")
-def _calibrate_block(block: NDArray[Any], recipe: Recipe) -> NDArray[np.float32]:
-    out = calibrate(block, load_calibration(recipe))
-    if recipe.read == recipe.region:
-        return out
-    y0, y1, x0, x1 = recipe.region
-    top, left = recipe.read[0], recipe.read[2]
-    # A copy: a view would keep the larger block alive.
-    return out[:, y0 - top : y1 - top, x0 - left : x1 - left].copy()
+def _calibrate_block(*blocks: NDArray[Any], recipe: Recipe) -> NDArray[np.float32]:
+    block = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
+    return calibrate(block, load_calibration(recipe))
 
 
 def _find_hits(patterns: xr.Dataset, config: Config) -> xr.Dataset:

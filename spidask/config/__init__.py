@@ -13,6 +13,7 @@ from spidask.config.loading import (
 from spidask.config.sections import (
     EM,
     CommonMode,
+    EuXFEL,
     Geometry,
     Handoff,
     Hits,
@@ -38,6 +39,7 @@ __all__ = [
     "CommonMode",
     "Config",
     "Ensemble",
+    "EuXFEL",
     "Geometry",
     "Handoff",
     "HitMix",

@@ -31,7 +31,8 @@ def load_map(
     Parameters
     ----------
     location : str
-        ``file:dataset`` in HDF5, an HDF5 file with a single dataset, or a NumPy file ``.npy``.
+        ``file:dataset`` in HDF5, an HDF5 file with a single dataset, or a NumPy file ``.npy``. A
+        map (module, slow scan, fast scan) is one of stacked modules.
     shape : tuple of int
         Rows and columns of the detector's frames.
     region : tuple of int
@@ -179,7 +180,10 @@ def _load_map(
         _refuse_shape(data.shape, shape, location, what, stack)
         try:
             cut = (slice(y0, y1), slice(x0, x1))
-            values = data[cut] if data.ndim == 2 else _mean(data, *cut)
+            if _is_stacked(data.shape, shape):
+                values = np.asarray(data[()]).reshape(shape)[cut]
+            else:
+                values = data[cut] if data.ndim == 2 else _mean(data, *cut)
         except OSError as error:
             raise DataError(f"{what} {location}: cannot be read: {error}", path=location) from None
     # The cache hands the same array to everybody.
@@ -237,9 +241,16 @@ def _dataset(file: h5py.File, path: str, dataset: str | None, what: str) -> h5py
     )
 
 
+def _is_stacked(found: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    # A stack of frames has frames of another shape.
+    return len(found) == 3 and (found[0] * found[1], found[2]) == shape and found[1:] != shape
+
+
 def _refuse_shape(
     found: tuple[int, ...], shape: tuple[int, ...], location: str, what: str, stack: bool
 ) -> None:
+    if _is_stacked(found, shape):
+        return
     allowed = (2, 3) if stack else (2,)
     if len(found) not in allowed or found[-2:] != shape or 0 in found:
         form = f"{shape}, or a stack of such frames" if stack else f"{shape}"
