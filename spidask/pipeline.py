@@ -330,6 +330,7 @@ def open_beamtime(config: Config) -> xr.Dataset:
         pattern=config.runs.pattern,
         frames_per_block=config.inference.frames_per_block,
         cache=output / "index.json",
+        mask_bits=config.runs.mask_bits,
     )
     faulty = {name: frames.attrs[name] for name in ("unreadable_files", "odd_files")}
     for path, why in [*faulty["unreadable_files"], *faulty["odd_files"]]:
@@ -340,7 +341,8 @@ def open_beamtime(config: Config) -> xr.Dataset:
 def _count_read(frames: xr.Dataset) -> dict[str, Any]:
     faulty = {name: frames.attrs[name] for name in ("unreadable_files", "odd_files")}
     n_files = frames.sizes["file_code"] + len(faulty["unreadable_files"])
-    return {"files": n_files, "frames": frames.sizes["frame"], **faulty}
+    counts = {"files": n_files, "frames": frames.sizes["frame"], **faulty}
+    return counts | ({"faults": frames.attrs["faults"]} if frames.attrs["faults"] else {})
 
 
 def _judge(config: Config) -> dict[str, Any]:

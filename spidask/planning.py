@@ -265,6 +265,7 @@ def open_headers(config: Config) -> xr.Dataset:
         pattern=config.runs.pattern,
         frames_per_block=config.inference.frames_per_block,
         cache=index if os.access(index, os.W_OK) and os.access(index.parent, os.W_OK) else None,
+        mask_bits=config.runs.mask_bits,
     )
 
 

@@ -52,7 +52,8 @@ def preprocess(frames: xr.Dataset, config: Config) -> xr.Dataset:
     Notes
     -----
     Only the region's pixels are read; with common mode, those of the ASICs that it touches; of a
-    detector of several modules that is assembled, the modules that it touches. Dask reads whole frames where one block holds several runs, as `take_frames` may make them.
+    detector of several modules that is assembled, the modules that it touches. Dask reads whole
+    frames where one block holds several runs, as `take_frames` may make them.
     The adaptive threshold takes each stretch of one run for the run: give whole runs, and slice
     the result.
     """

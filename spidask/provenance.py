@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from spidask.io.runs import sign_files
 from spidask.networks.device import choose_device, resolve_device
 from spidask.networks.member import SHIPPED, digest
 from spidask.records import read_json, write_json
+
+READ_BY = ("dataset", "mask", "mask_good", "mask_bits")
+"""Settings of the section `runs` that determine what is read."""
 
 
 def awaits_simulation(config: Config) -> bool:
@@ -91,7 +95,7 @@ def training_settings(config: Config) -> dict[str, Any]:
     # How fast it is done is nobody's business, but `ranks` changes the weights.
     left_out = {"training": {"threads", "timeout_s"}}
     flat = _flatten(config.model_dump(mode="json", include=names, exclude=left_out))
-    flat |= {f"runs.{key}": getattr(config.runs, key) for key in ("dataset", "mask", "mask_good")}
+    flat |= {f"runs.{key}": getattr(config.runs, key) for key in READ_BY}
     flat["selection.expected_single_fraction"] = config.selection.expected_single_fraction
     if config.training.initial not in ("random", "imagenet"):
         shipped = config.training.initial == "shipped"
@@ -203,7 +207,7 @@ def refuse_other_labels(before: Config, config: Config) -> None:
 def _label_settings(members: Sequence[Path], config: Config) -> dict[str, Any]:
     names = {"geometry", "preprocessing", "hits", "sizing", "per_run"}
     flat = _flatten(config.model_dump(mode="json", include=names))
-    flat |= {f"runs.{key}": getattr(config.runs, key) for key in ("dataset", "mask", "mask_good")}
+    flat |= {f"runs.{key}": getattr(config.runs, key) for key in READ_BY}
     kept = ("batch_size", "frames_per_shard", "ensemble", "precision")
     flat |= {f"inference.{key}": getattr(config.inference, key) for key in kept}
     device = choose_device(config)
@@ -227,7 +231,7 @@ def sign_inputs(frames: xr.Dataset, config: Config) -> dict[str, list[list[str |
     -------
     dict
         Name of the run to [path, bytes, modification time in ns, frames] of its raw files, and
-        [location, 0, signature, 0] of its dark, gain and mask.
+        [location, 0, signature, 0] of its dark, gain, mask and geometry file.
     """
     signed = sign_files(frames)
     for name in signed:
@@ -240,6 +244,10 @@ def sign_inputs(frames: xr.Dataset, config: Config) -> dict[str, list[list[str |
             if location:
                 place = location.replace("{run}", name)
                 signed[name].append([place, 0, sign_map(place, what), 0])
+        if settings.assembly:
+            content = Path(settings.assembly).read_bytes()
+            signature = int(hashlib.sha256(content).hexdigest()[:12], 16)
+            signed[name].append([settings.assembly, 0, signature, 0])
     return signed
 
 

@@ -12,8 +12,7 @@ from spidask.checks.problems import Beamtime, Problem, finds
 from spidask.config import PICTURES
 from spidask.errors import SpidaskError
 from spidask.frames.hits import looks_like_only_hits
-from spidask.frames.mask import usable_pixels
-from spidask.io.maps import load_map
+from spidask.io.calibration import usable_share
 from spidask.io.runs import take_frames
 from spidask.networks.cost import measure_networks
 from spidask.preprocessing import preprocess
@@ -78,8 +77,7 @@ def _masked_region(beamtime: Beamtime) -> Iterator[Problem]:
     for recipe in beamtime.recipes.values():
         if recipe.mask is None:
             continue
-        mask = load_map(recipe.mask, recipe.shape, recipe.region, "mask")
-        share = float(usable_pixels(mask, good).mean())
+        share = usable_share(recipe)
         if share < FEW_PIXELS:
             yield Problem(
                 "runs.mask",
@@ -101,8 +99,8 @@ def _unmatched_settings(beamtime: Beamtime) -> Iterator[Problem]:
 @finds
 def _odd_geometry(beamtime: Beamtime) -> Iterator[Problem]:
     """A beam centre far from the frame."""
-    for run in beamtime.runs:
-        place, shape = beamtime.config.geometry_of(run), beamtime.shape
+    for run, recipe in beamtime.recipes.items():
+        place, shape = beamtime.config.geometry_of(run), recipe.image
         centre = (place.beam_centre_y_px, place.beam_centre_x_px)
         outside = max(max(-c, c - n + 1) for c, n in zip(centre, shape, strict=True))
         if outside > FAR_OUTSIDE * max(shape):

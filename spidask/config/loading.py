@@ -195,7 +195,8 @@ def _with_beam(values: dict[str, Any]) -> dict[str, Any]:
     per_run = values.get("per_run")
     if isinstance(per_run, dict):
         values = {**values, "per_run": {name: _filled(part) for name, part in per_run.items()}}
-    return _filled(values)
+    filled: dict[str, Any] = _filled(values)
+    return filled
 
 
 def _filled(values: Any) -> Any:
@@ -213,7 +214,8 @@ def _filled(values: Any) -> Any:
     y, x = assembly.beam
     place = {"beam_centre_y_px": y, "beam_centre_x_px": x}
     place["pixel_size_um"] = assembly.pixel_size * 1e6
-    return {**values, "geometry": {**place, **given}}
+    filled: dict[str, Any] = {**values, "geometry": {**place, **given}}
+    return filled
 
 
 class _Loader(yaml.SafeLoader):

@@ -201,7 +201,10 @@ def usable_share(recipe: Recipe) -> float:
 @lru_cache(maxsize=16)
 def _load(recipe: Recipe, _modified: tuple[int, ...]) -> Calibration:
     maps = {what: _load_map(recipe, what, location) for what, location in recipe.maps()}
-    rows, columns = sum(y1 - y0 for y0, y1, *_ in recipe.read), recipe.read[0][3] - recipe.read[0][2]
+    rows, columns = (
+        sum(y1 - y0 for y0, y1, *_ in recipe.read),
+        recipe.read[0][3] - recipe.read[0][2],
+    )
     dark = maps.get("dark", np.zeros((rows, columns)))
     gain = maps.get("gain", np.ones((rows, columns)))
     good = np.isfinite(dark) & np.isfinite(gain) & (gain > 0)
@@ -258,8 +261,8 @@ def _assembly(settings: Preprocessing, shape: tuple[int, int]) -> Assembly | Non
     assembly = read_assembly(settings.assembly)
     if assembly.stack != shape:
         raise ConfigError(
-            f"preprocessing.assembly: {settings.assembly}: is the geometry of another detector: its "
-            f"stacked modules have {assembly.stack} pixels, the frames {shape}; give that of this "
+            f"preprocessing.assembly: {settings.assembly}: is of another detector: its stacked "
+            f"modules have {assembly.stack} pixels, the frames {shape}; give that of this "
             "detector, or leave it out where frames are whole images",
             found=assembly.stack,
             expected=shape,

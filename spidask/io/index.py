@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from spidask.errors import DataError
+from spidask.io.euxfel import is_run_folder, scan_run_folder, stat_run_folder
 from spidask.io.hdf5 import scan_hdf5
 from spidask.io.stack import StackInfo
 from spidask.io.zarr import is_zarr, scan_zarr, stat_zarr
@@ -46,9 +47,9 @@ def index_files(paths: Sequence[str], dataset: str, cache: Path | None = None) -
     Parameters
     ----------
     paths : sequence of str
-        HDF5 files and Zarr folders.
+        HDF5 files, Zarr folders and run folders of the European XFEL.
     dataset : str
-        Path of the stack of frames inside each.
+        Path of the stack of frames inside each; of run folders, the detector.
     cache : pathlib.Path, optional
         JSON file that keeps the index; read if it is there, and written anew if anything changed.
 
@@ -66,7 +67,7 @@ def index_files(paths: Sequence[str], dataset: str, cache: Path | None = None) -
 
 
 def stat_file(path: str, dataset: str) -> tuple[int, int]:
-    """Size and time of the last change of a file or a Zarr folder.
+    """Size and time of the last change of a file or a folder.
 
     Parameters
     ----------
@@ -81,8 +82,10 @@ def stat_file(path: str, dataset: str) -> tuple[int, int]:
         Bytes and nanoseconds; zeros where nothing is there.
     """
     try:
-        if os.path.isdir(path):
+        if is_zarr(path):
             return stat_zarr(path, dataset)
+        if os.path.isdir(path):
+            return stat_run_folder(path)
         stat = os.stat(path)
     except OSError:
         return 0, 0
@@ -93,7 +96,8 @@ def _refresh(path: str, dataset: str, known: FileEntry | None) -> FileEntry:
     signature = stat_file(path, dataset)
     if known and (known.size, known.mtime_ns) == signature:
         return known
-    scan = scan_zarr if is_zarr(path) else scan_hdf5
+    folder = scan_run_folder if is_run_folder(path) else scan_hdf5
+    scan = scan_zarr if is_zarr(path) else folder
     try:
         return FileEntry(path, *signature, scan(path, dataset))
     except DataError as error:

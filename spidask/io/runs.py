@@ -17,6 +17,7 @@ from xarray.core import indexing
 from spidask.errors import DataError
 from spidask.io.files import find_runs
 from spidask.io.index import FileEntry, index_files, stat_file
+from spidask.io.modules import ALL_BITS, tell_faults
 from spidask.io.stack import EVENT_IDS, StackInfo, locate
 from spidask.io.stretches import Codes, EventIds, FramesReader, Stretches, join_stretches
 from spidask.schema import annotate
@@ -35,21 +36,26 @@ def open_runs(
     pattern: str | None = None,
     frames_per_block: int = 0,
     cache: Path | None = None,
+    mask_bits: int = ALL_BITS,
 ) -> xr.Dataset:
     """Open many runs as one lazy Dataset; no frame is read.
 
     Parameters
     ----------
     files : str or sequence of str
-        Paths or globs of HDF5 files and Zarr folders.
+        Paths or globs of HDF5 files, Zarr folders and run folders of the European XFEL.
     dataset : str
-        Path of the stack of frames (frame, y, x) inside each file.
+        Path of the stack of frames (frame, y, x) inside each file, or of one of several modules
+        (frame, module, slow scan, fast scan), which become one below the other. Of run folders
+        the detector's name or a pattern such as ``*AGIPD1M*``; a path stands for the only one.
     pattern : str, optional
         Regular expression with a group ``run``; joins files to runs, see `find_runs`.
     frames_per_block : int
         Frames of a Dask block; 0 chooses about 100 MiB of raw data.
     cache : pathlib.Path, optional
         JSON file that keeps the index of the files for the next time.
+    mask_bits : int
+        Bits of the mask beside the frames of several modules that make a pixel missing.
 
     Returns
     -------
@@ -61,7 +67,9 @@ def open_runs(
         ``unreadable_files``, list of [path, reason], whose frames are unknown and not here;
         ``unreadable_runs``, names of the runs that have no other files; ``odd_files``, list of
         [path, reason], whose frames have another shape than most files' and are here but filled;
-        ``frame_shape``; ``frames_per_block``.
+        ``faults``, path to what is missing or odd of a detector of several modules, see
+        `modules.TOLD`, whose frames are here and filled, and which is told among the odd files
+        too; ``frame_shape``; ``frames_per_block``; ``mask_bits``.
 
     Raises
     ------
@@ -95,8 +103,10 @@ def open_runs(
         "unreadable_files": unreadable,
         "unreadable_runs": [name for name, paths in runs.items() if not readable & set(paths)],
         "odd_files": _odd_files(good, shape),
+        "faults": {e.path: i.faults for e, i in zip(good, _infos(good), strict=True) if i.faults},
         "frame_shape": list(shape),
         "frames_per_block": frames_per_block or choose_block(shape, dtype),
+        "mask_bits": mask_bits,
     }
     return annotate(_with_frames(out, _stretches(good), dtype, aligned=True))
 
@@ -112,11 +122,12 @@ def _usual_shape(entries: list[FileEntry]) -> tuple[int, int]:
 
 
 def _odd_files(entries: list[FileEntry], shape: tuple[int, int]) -> list[list[str]]:
+    pairs = list(zip(entries, _infos(entries), strict=True))
     return [
         [entry.path, f"frames of {info.shape[1:]}, expected {shape}; leave it out of runs.files"]
-        for entry, info in zip(entries, _infos(entries), strict=True)
+        for entry, info in pairs
         if info.shape[1:] != shape
-    ]
+    ] + [[entry.path, tell_faults(info.faults)] for entry, info in pairs if info.faults]
 
 
 def choose_block(shape: tuple[int, int], dtype: np.dtype[Any]) -> int:
@@ -191,6 +202,7 @@ def _with_frames(
         tuple(out["file_frames"].values[used].tolist()),
         shape,
         dtype,
+        out.attrs["mask_bits"],
     )
     sizes = _block_sizes(out, stretches, aligned=aligned)
     # The reader is a task of its own, so that it travels to a worker once and not in every task.

@@ -61,12 +61,15 @@ class StackInfo:
         Chunk shape; None where the frames lie one after the other.
     event_ids : dict
         Name in the vocabulary to the paths of the arrays inside the file.
+    faults : dict
+        What is missing or odd of a detector of several modules, see `modules.TOLD`.
     """
 
     shape: tuple[int, ...]
     dtype: str
     chunks: tuple[int, ...] | None = None
     event_ids: dict[str, list[str]] = field(default_factory=dict)
+    faults: dict[str, Any] = field(default_factory=dict)
 
 
 def describe_stack(
@@ -74,6 +77,7 @@ def describe_stack(
     dtype: np.dtype[Any],
     chunks: Sequence[int] | None,
     event_ids: dict[str, list[str]],
+    faults: dict[str, Any] | None = None,
 ) -> StackInfo:
     """Check that an array on disk is a stack of frames.
 
@@ -87,6 +91,8 @@ def describe_stack(
         Its chunk shape.
     event_ids : dict
         Event ids found beside it.
+    faults : dict, optional
+        As in `StackInfo`.
 
     Returns
     -------
@@ -114,6 +120,7 @@ def describe_stack(
         dtype.newbyteorder("=").str,
         tuple(map(int, chunks)) if chunks else None,
         event_ids,
+        faults or {},
     )
 
 
@@ -142,7 +149,9 @@ def find_event_ids(
     found = {}
     for name, variants in EVENT_IDS.items():
         for paths in ([_join(place, n) for n in names] for place in places for names in variants):
-            if all(_is_column(describe(path), n_frames) for path in paths):
+            # Every module has a cell of its own.
+            n_axes = 2 if name == "cellId" else 1
+            if all(_is_column(describe(path), n_frames, n_axes) for path in paths):
                 found[name] = paths
                 break
     return found
@@ -152,8 +161,9 @@ def _join(place: str, name: str) -> str:
     return f"{place}/{name}" if place else name
 
 
-def _is_column(found: tuple[tuple[int, ...], str] | None, n_frames: int) -> bool:
-    return found is not None and found[0] == (n_frames,) and found[1] in "iu"
+def _is_column(found: tuple[tuple[int, ...], str] | None, n_frames: int, n_axes: int) -> bool:
+    shape, kind = found or ((), "")
+    return kind in ("i", "u") and shape[:1] == (n_frames,) and len(shape) <= n_axes
 
 
 def read_event_ids(arrays: Mapping[str, Source], rows: slice) -> NDArray[np.int64]:
@@ -170,9 +180,11 @@ def read_event_ids(arrays: Mapping[str, Source], rows: slice) -> NDArray[np.int6
     -------
     ndarray
         Event ids, shape (frame,), int64. Seconds and nanoseconds become
-        ``seconds << 32 | nanoseconds``, which is how LCLS-1 writes ``event_time``.
+        ``seconds << 32 | nanoseconds``, which is how LCLS-1 writes ``event_time``; of an id for
+        each module the largest counts, as modules that are missing have 0.
     """
     columns = [np.asarray(array[rows]).astype(np.int64) for array in arrays.values()]
+    columns = [c.max(axis=1) if c.ndim == 2 else c for c in columns]
     if len(columns) == 1:
         return columns[0]
     seconds, nanoseconds = columns
@@ -240,14 +252,28 @@ def read_frames(
         row_read, row_rest = enclose(rows, shape[0])
         if row_rest != slice(None):
             rest = (row_rest, y_rest, x_rest)
-        return _cut(read.block(row_read), rest)
+        return cut_block(read.block(row_read), rest)
     # Scattered frames are read one at a time: the frames between them are nobody's wish.
     wanted = locate(rows, shape[0]).tolist()
     frames = [read.block(slice(row, row + 1)) for row in wanted]
-    return _cut(np.concatenate([read.filled(slice(0, 0)), *frames]), rest)
+    return cut_block(np.concatenate([read.filled(slice(0, 0)), *frames]), rest)
 
 
-def _cut(block: NDArray[Any], rest: tuple[Any, ...]) -> NDArray[Any]:
+def cut_block(block: NDArray[Any], rest: tuple[Any, ...]) -> NDArray[Any]:
+    """Take what is wanted of a block that was read.
+
+    Parameters
+    ----------
+    block : ndarray
+        Frames.
+    rest : tuple
+        What `enclose` leaves to take along each axis.
+
+    Returns
+    -------
+    ndarray
+        A part of the block that does not keep the rest alive, or the block.
+    """
     if all(isinstance(index, slice) and index == slice(None) for index in rest):
         return block
     return np.ascontiguousarray(block[rest])

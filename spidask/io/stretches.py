@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from spidask.io.hdf5 import StackReader, read_hdf5_ids
+from spidask.io.euxfel import find_layout, is_run_folder, read_run_ids
+from spidask.io.hdf5 import StackReader, open_hdf5, read_hdf5_ids
+from spidask.io.modules import ALL_BITS, ModulesReader
 from spidask.io.stack import MISSING_ID, UNDECODABLE, enclose, locate
 from spidask.io.zarr import ZarrReader, is_zarr, read_zarr_ids
 from spidask.stopwatch import measure
@@ -93,15 +95,17 @@ class FramesReader:
     stretches : Stretches
         Which frames, file numbers counting `paths`.
     paths : tuple of str
-        HDF5 files and Zarr folders.
+        HDF5 files, Zarr folders and run folders of the European XFEL.
     dataset : str
-        Path of the stack inside each.
+        Path of the stack inside each; of run folders, the detector.
     lengths : tuple of int
         Number of frames of each file.
     frame_shape : tuple of int
         Rows and columns of a frame.
     dtype : numpy.dtype
         Dtype of what is returned.
+    mask_bits : int
+        Bits of the mask beside the frames of several modules that make a pixel missing.
     """
 
     stretches: Stretches
@@ -110,6 +114,7 @@ class FramesReader:
     lengths: tuple[int, ...]
     frame_shape: tuple[int, int]
     dtype: np.dtype[Any]
+    mask_bits: int = ALL_BITS
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -135,10 +140,17 @@ class FramesReader:
 
     def _read(self, span: Span, region: Sequence[Any]) -> NDArray[Any]:
         number, row, n_rows = span
-        path = self.paths[number]
-        kind = ZarrReader if is_zarr(path) else StackReader
-        shape = (self.lengths[number], *self.frame_shape)
-        return kind(path, self.dataset, shape, self.dtype)[(slice(row, row + n_rows), *region)]
+        key = (slice(row, row + n_rows), *region)
+        return self._reader(self.paths[number], self.lengths[number])[key]
+
+    def _reader(self, path: str, n_frames: int) -> ZarrReader | StackReader | ModulesReader:
+        shape = (n_frames, *self.frame_shape)
+        if is_zarr(path):
+            return ZarrReader(path, self.dataset, shape, self.dtype)
+        if is_run_folder(path):
+            layout = find_layout(path, self.dataset).layout
+            return ModulesReader(layout, open_hdf5, self.dtype, self.mask_bits)
+        return StackReader(path, self.dataset, shape, self.dtype, self.mask_bits)
 
     def _nothing(self, region: Sequence[Any]) -> NDArray[Any]:
         return np.empty((0, *self.frame_shape), self.dtype)[(slice(None), *region)]
@@ -211,7 +223,8 @@ class EventIds(BackendArray):
         path, names = self.paths[number], self.names[number]
         if not names:
             return np.full(n_rows, MISSING_ID, np.int64)
-        read = read_zarr_ids if is_zarr(path) else read_hdf5_ids
+        folder = read_run_ids if is_run_folder(path) else read_hdf5_ids
+        read = read_zarr_ids if is_zarr(path) else folder
         try:
             ids: NDArray[np.int64] = read(path, names, slice(row, row + n_rows))
             return ids
