@@ -91,8 +91,9 @@ def scan_hdf5(path: str, dataset: str) -> StackInfo:
             array = _find(file, dataset)
             refuse_missing_filters(array)
             n_frames = array.shape[0] if array.ndim else 0
-            ids = find_event_ids(dataset, n_frames, lambda name: _describe(file, name))
-            if array.ndim > 3:
+            several = array.ndim > 3
+            ids = find_event_ids(dataset, n_frames, lambda name: _describe(file, name), several)
+            if several:
                 return find_modules(path, array).describe(ids)
             return describe_stack(array.shape, array.dtype, array.chunks, ids)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:

@@ -125,7 +125,10 @@ def describe_stack(
 
 
 def find_event_ids(
-    dataset: str, n_frames: int, describe: Callable[[str], tuple[tuple[int, ...], str] | None]
+    dataset: str,
+    n_frames: int,
+    describe: Callable[[str], tuple[tuple[int, ...], str] | None],
+    per_module: bool = False,
 ) -> dict[str, list[str]]:
     """Look for one event id per frame beside the frames and at the known places.
 
@@ -137,6 +140,8 @@ def find_event_ids(
         Number of frames.
     describe : callable
         Path of an array to its shape and the kind of its dtype, None where there is no array.
+    per_module : bool
+        Whether memory cells are given for every module.
 
     Returns
     -------
@@ -149,8 +154,7 @@ def find_event_ids(
     found = {}
     for name, variants in EVENT_IDS.items():
         for paths in ([_join(place, n) for n in names] for place in places for names in variants):
-            # Every module has a cell of its own.
-            n_axes = 2 if name == "cellId" else 1
+            n_axes = 2 if per_module and name == "cellId" else 1
             if all(_is_column(describe(path), n_frames, n_axes) for path in paths):
                 found[name] = paths
                 break
@@ -260,7 +264,7 @@ def read_frames(
 
 
 def cut_block(block: NDArray[Any], rest: tuple[Any, ...]) -> NDArray[Any]:
-    """Take what is wanted of a block that was read.
+    """Take what is wanted of a block that was read, so that the rest is not kept alive.
 
     Parameters
     ----------
@@ -272,7 +276,7 @@ def cut_block(block: NDArray[Any], rest: tuple[Any, ...]) -> NDArray[Any]:
     Returns
     -------
     ndarray
-        A part of the block that does not keep the rest alive, or the block.
+        A part of the block.
     """
     if all(isinstance(index, slice) and index == slice(None) for index in rest):
         return block
