@@ -9,6 +9,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.graph_manipulation import clone
 from numpy.typing import NDArray
 
 from spidask.config import Config, Geometry, Hits, Sizing
@@ -149,8 +150,12 @@ def _stretches(dataset: xr.Dataset) -> list[tuple[int, slice]]:
 
 
 def _patterns(frames: da.Array, part: slice, recipe: Recipe) -> da.Array:
-    # The slices come first, so that Dask reads no more than these.
-    raw = [frames[part, y0:y1, x0:x1] for y0, y1, x0, x1 in recipe.read]
+    # The slices come first, each of an array of its own, so that Dask reads no more than these.
+    arrays = [frames, *(clone(frames, seed=i) for i in range(1, len(recipe.read)))]
+    raw = [
+        array[part, y0:y1, x0:x1]
+        for array, (y0, y1, x0, x1) in zip(arrays, recipe.read, strict=True)
+    ]
     y0, y1, x0, x1 = recipe.region
     # Stretches of modules differ in height, so that each has a name of its own for its rows.
     blocks = chain(*((array, ("frame", f"rows{i}", "columns")) for i, array in enumerate(raw)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,8 @@ class Layout:
         """Describe the stack of modules as a stack of frames."""
         rows, columns = self.module_shape
         shape = (self.n_frames, len(self.modules) * rows, columns)
-        return describe_stack(shape, self.dtype, None, event_ids, self.faults)
+        info = describe_stack(shape, self.dtype, None, event_ids)
+        return replace(info, faults=self.faults)
 
     def pieces(self, module: int, frames: slice) -> Iterator[Piece]:
         """Cut the pieces of a module to a stretch of frames."""

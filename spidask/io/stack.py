@@ -77,7 +77,6 @@ def describe_stack(
     dtype: np.dtype[Any],
     chunks: Sequence[int] | None,
     event_ids: dict[str, list[str]],
-    faults: dict[str, Any] | None = None,
 ) -> StackInfo:
     """Check that an array on disk is a stack of frames.
 
@@ -91,8 +90,6 @@ def describe_stack(
         Its chunk shape.
     event_ids : dict
         Event ids found beside it.
-    faults : dict, optional
-        As in `StackInfo`.
 
     Returns
     -------
@@ -120,7 +117,6 @@ def describe_stack(
         dtype.newbyteorder("=").str,
         tuple(map(int, chunks)) if chunks else None,
         event_ids,
-        faults or {},
     )
 
 
