@@ -68,8 +68,8 @@ def simulate_frame(
     seeds: tuple[int, int],
     assembly: Assembly,
     stray: NDArray[np.float32],
-) -> NDArray[np.float32]:
-    """Photons of one frame on the modules, shape (16, 512, 128)."""
+) -> tuple[NDArray[np.float32], float]:
+    """Photons of one frame on the modules, shape (16, 512, 128), and the diameter in nm."""
     geometry, rows, columns = place_beam(assembly)
     rng = random_stream(seeds[0], 6, seeds[1], number)
     shot = draw_shot(label, Sample(), BEAM, geometry, rows, columns, rng)
@@ -77,7 +77,8 @@ def simulate_frame(
     modules = np.zeros(assembly.stack, np.float32)
     there = assembly.index >= 0
     modules.ravel()[assembly.index[there]] = image[there]
-    return modules.reshape(-1, assembly.module_rows, assembly.stack[1])
+    shape = (-1, assembly.module_rows, assembly.stack[1])
+    return modules.reshape(shape), shot.scene.diameter
 
 
 def bad_pixels(seed: int) -> NDArray[np.uint32]:
@@ -117,7 +118,7 @@ def write_module(
 
 
 def write_run(folder: Path, run: int, settings: Simulation, assembly: Assembly) -> list[str]:
-    """Write the files of a run; give the class of each frame."""
+    """Write the files of a run; give a row of a table for each frame."""
     folder.mkdir()
     labels, n = draw_labels(settings, run), settings.frames
     bad = bad_pixels(settings.seed)
@@ -132,8 +133,11 @@ def write_run(folder: Path, run: int, settings: Simulation, assembly: Assembly) 
         files[module] = (file, PULSES * late)
     seeds = (settings.seed, run)
     stray = stray_light(*place_beam(assembly), random_stream(settings.seed, 4, run))
+    sizes: list[float] = []
     frame = partial(simulate_frame, seeds=seeds, assembly=assembly, stray=stray)
-    for start, train in zip(starts, in_threads(frame, labels, starts, counts), strict=True):
+    shots = in_threads(frame, labels, starts, counts)
+    for start, (train, diameters) in zip(starts, shots, strict=True):
+        sizes += diameters
         train[:, bad > 0] = 1e4
         for module, (file, skipped) in files.items():
             if start >= skipped:
@@ -143,20 +147,24 @@ def write_run(folder: Path, run: int, settings: Simulation, assembly: Assembly) 
                 image["mask"][at] = np.broadcast_to(bad[module], train[:, module].shape)
     for file, _ in files.values():
         file.close()
-    return labels
+    return [
+        f"{folder.name},{index},{label},{size:.2f}"
+        for index, (label, size) in enumerate(zip(labels, sizes, strict=True))
+    ]
 
 
 def in_threads(
-    frame: partial[NDArray[np.float32]],
+    frame: partial[tuple[NDArray[np.float32], float]],
     labels: list[str],
     starts: NDArray[np.int64],
     counts: NDArray[np.int64],
-) -> Iterator[NDArray[np.float32]]:
-    """Frames of one train after the other, shape (pulse, 16, 512, 128)."""
+) -> Iterator[tuple[NDArray[np.float32], list[float]]]:
+    """Frames of one train after the other, shape (pulse, 16, 512, 128), and their diameters."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
             numbers = range(start, start + count)
-            yield np.stack(list(pool.map(frame, numbers, labels[start : start + count])))
+            shots = list(pool.map(frame, numbers, labels[start : start + count]))
+            yield np.stack([modules for modules, _ in shots]), [size for _, size in shots]
 
 
 def make_config(folder: Path, assembly: Assembly) -> dict[str, object]:
@@ -191,7 +199,8 @@ def main() -> None:
     (folder / "proc").mkdir(parents=True)
     AGIPD_1MGeometry.example().write_crystfel_geom(str(folder / "agipd.geom"))
     assembly = read_assembly(str(folder / "agipd.geom"))
-    tables = {"labels.csv": ["run,index,label"], "truth.csv": ["run,index,label"]}
+    header = "run,index,label,diameter_nm"
+    tables = {"labels.csv": [header], "truth.csv": [header]}
     for run, (name, share) in enumerate(SHARES.items(), 1):
         settings = Simulation(
             folder=str(folder),
@@ -200,8 +209,7 @@ def main() -> None:
             hit_rate=HIT_RATE,
             hit_mix=MIX,
         )
-        labels = write_run(folder / "proc" / name, run, settings, assembly)
-        rows = [f"{name},{index},{label}" for index, label in enumerate(labels)]
+        rows = write_run(folder / "proc" / name, run, settings, assembly)
         tables["truth.csv" if run == len(SHARES) else "labels.csv"] += rows
     for name, rows in tables.items():
         (folder / name).write_text("\n".join(rows) + "\n")
