@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from spidask.errors import ConfigError, DataError
 from spidask.io.modules import Layout, find_faults
 from spidask.io.stack import StackInfo
-from spidask.io.trains import IDS, Table, join_rows, match, pieces, read_rows
+from spidask.io.trains import IDS, Rows, Table, join_rows, match, pieces, read_rows
 from spidask.proposals import INSTALL
 
 FILE_NAME = re.compile(r"[A-Z]+-R\d{4}-(?P<aggregator>\w+?)(-S\d{5})?\.h5")
@@ -89,8 +89,9 @@ def scan_run_folder(path: str, detector: str) -> StackInfo:
         If there is no such detector, there are several, or no file of it can be read; the message
         has no path in it.
     """
-    found = find_layout(path, detector)
-    return found.layout.describe({name: [f"{found.detector}/{name}"] for name in IDS})
+    # Under the name given here, by which the process keeps the layout.
+    ids = {name: [f"{detector}/{name}"] for name in IDS}
+    return find_layout(path, detector).describe(ids)
 
 
 def read_run_ids(path: str, names: list[str], rows: slice) -> Int64:
@@ -101,7 +102,7 @@ def read_run_ids(path: str, names: list[str], rows: slice) -> Int64:
     path : str
         The folder.
     names : list of str
-        Name of the detector and of the id, as ``detector/trainId``.
+        What was given as the detector, and the name of the id, as ``*AGIPD1M*/trainId``.
     rows : slice
         Frames.
 
@@ -111,26 +112,10 @@ def read_run_ids(path: str, names: list[str], rows: slice) -> Int64:
         Event ids, shape (frame,), int64.
     """
     detector, _, name = names[0].rpartition("/")
-    return find_layout(path, detector).layout.ids[name][rows]
+    return find_layout(path, detector).ids[name][rows]
 
 
-@dataclass(frozen=True, eq=False)
-class Found:
-    """A detector of a run.
-
-    Attributes
-    ----------
-    detector : str
-        Its name.
-    layout : Layout
-        Where its frames are.
-    """
-
-    detector: str
-    layout: Layout
-
-
-def find_layout(path: str, detector: str) -> Found:
+def find_layout(path: str, detector: str) -> Layout:
     """Find where the frames of a detector are, once per process and again after a change.
 
     Parameters
@@ -142,8 +127,8 @@ def find_layout(path: str, detector: str) -> Found:
 
     Returns
     -------
-    Found
-        The detector's name and layout.
+    Layout
+        The frames of all modules.
 
     Raises
     ------
@@ -162,11 +147,14 @@ def find_layout(path: str, detector: str) -> Found:
 
 
 @lru_cache(maxsize=N_LAYOUTS)
-def _find_layout(path: str, detector: str, _size: int, _mtime_ns: int) -> Found:
+def _find_layout(path: str, detector: str, _size: int, _mtime_ns: int) -> Layout:
     opened, unreadable = _open_files(path)
     name, sources = _choose(opened, detector, unreadable)
-    found = {module: _tabulate(parts, unreadable) for module, parts in sources.items()}
-    tables = {module: table for module, table in found.items() if table}
+    tables: dict[int, Table] = {}
+    for module, parts in sources.items():
+        files = _read_files(parts, unreadable)
+        if any(len(rows.row) for rows in files):
+            tables[module] = join_rows(files, next(iter(tables.values()), None))
     if not tables:
         raise DataError(
             f"holds no frames of {name}" + "".join(f"; not read: {text}" for text in unreadable)
@@ -190,7 +178,7 @@ def _find_layout(path: str, detector: str, _size: int, _mtime_ns: int) -> Found:
     faults = {key: value for key, value in faults.items() if value}
     dtype = np.result_type(*(rows.dtype for rows in files)).newbyteorder("=")
     shape = (shapes[0][-2], shapes[0][-1])
-    return Found(name, Layout(n_frames, shape, dtype, modules, ids, faults))
+    return Layout(n_frames, shape, dtype, modules, ids, faults)
 
 
 def _files(path: str) -> list[str]:
@@ -256,7 +244,7 @@ def _count_modules(detector: str) -> int:
     return next((n for name, n in MODULES.items() if name in detector), 0)
 
 
-def _tabulate(parts: Sequence[_Part], unreadable: list[str]) -> Table | None:
+def _read_files(parts: Sequence[_Part], unreadable: list[str]) -> list[Rows]:
     files = []
     for part in parts:
         try:
@@ -264,7 +252,7 @@ def _tabulate(parts: Sequence[_Part], unreadable: list[str]) -> Table | None:
         except Exception as error:  # whatever a damaged file makes h5py raise
             unreadable.append(_say(part.file.filename, error))
         part.file.close()
-    return join_rows(files)
+    return files
 
 
 def _say(path: str, error: Exception) -> str:

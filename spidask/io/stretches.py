@@ -148,7 +148,7 @@ class FramesReader:
         if is_zarr(path):
             return ZarrReader(path, self.dataset, shape, self.dtype)
         if is_run_folder(path):
-            layout = find_layout(path, self.dataset).layout
+            layout = find_layout(path, self.dataset)
             return ModulesReader(layout, open_hdf5, self.dtype, self.mask_bits)
         return StackReader(path, self.dataset, shape, self.dtype, self.mask_bits)
 

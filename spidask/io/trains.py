@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -125,24 +125,28 @@ class Table:
     unordered: int
 
 
-def join_rows(files: list[Rows]) -> Table | None:
+def join_rows(files: list[Rows], like: Table | None = None) -> Table:
     """Join the rows of a module's files.
 
     Parameters
     ----------
     files : list of Rows
         In the order of their names.
+    like : Table, optional
+        Another module, which nearly always has the same ids: these are then kept once.
 
     Returns
     -------
-    Table or None
-        None where there are no rows.
+    Table
+        All rows.
     """
-    if not any(len(rows.row) for rows in files):
-        return None
+    ids = {name: np.concatenate([rows.ids[name] for rows in files]) for name in IDS}
+    if like and all(np.array_equal(ids[name], like.ids[name]) for name in IDS):
+        ids = like.ids
+    nothing = np.empty(0, np.int64)
     return Table(
-        files,
-        {name: np.concatenate([rows.ids[name] for rows in files]) for name in IDS},
+        [replace(rows, ids={}, suspect=nothing > 0, row=nothing, trains=nothing) for rows in files],
+        ids,
         np.concatenate([rows.suspect for rows in files]),
         np.repeat(np.arange(len(files)), [len(rows.row) for rows in files]),
         np.concatenate([rows.row for rows in files]),
@@ -171,9 +175,13 @@ def match(
     """
     keys: dict[int, Int64] = {}
     known: list[Int64] = []
+    first = next(iter(tables.values()))
     for module, table in tables.items():
-        key = np.stack([table.ids["trainId"], _repetitions(table), table.ids["pulseId"]])
         # Modules nearly always have the same frames, which are then sorted once.
+        if keys and table.ids is first.ids:
+            keys[module] = known[0]
+            continue
+        key = np.stack([table.ids["trainId"], _repetitions(table), table.ids["pulseId"]])
         same = next((k for k in known if np.array_equal(k, key)), None)
         if same is None:
             known.append(key)

@@ -13,6 +13,7 @@ from extra_data.tests.make_examples import write_file
 from extra_data.tests.mockdata.detectors import AGIPDModule, DSSCModule, LPDModule
 
 from spidask.errors import DataError
+from spidask.io import files
 from spidask.io.euxfel import scan_run_folder
 from spidask.io.files import find_runs
 from spidask.io.runs import open_runs, select_run, take_frames
@@ -298,3 +299,21 @@ def test_a_folder_of_runs_and_their_index(tmp_path):
         tmp_path / "proc/r0001/RAW-R0238-OVERVIEW.h5",
     )
     assert open_runs(str(tmp_path / "proc" / "r0001"))["frames"].shape[0] == PER_TRAIN
+
+
+def test_a_run_that_is_written_to_is_not_whole(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "r0001", modules=[0], trains=1)
+    (tmp_path / "r0002").mkdir()  # holds nothing yet
+    looks = iter(range(4))
+
+    def look_again(_seconds):
+        match next(looks):
+            case 1:
+                write_run(folder, modules=[1], trains=1)
+            case 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.time, "sleep", look_again)
+    settled = [sizes[str(folder)] for sizes in files.follow_files([f"{tmp_path}/r*"])]
+    assert len(settled) == 3
+    assert settled[0] == settled[1] != settled[2]
