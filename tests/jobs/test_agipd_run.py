@@ -11,6 +11,8 @@ from extra_data import RunDirectory
 from extra_geom import AGIPD_1MGeometry
 
 from spidask import gather_labels, load_config, open_runs, pipeline, preprocess
+from spidask.centre import find_centre
+from spidask.errors import StoreError
 from spidask.io.labels import read_labels
 from tests.io.test_euxfel import agipd
 
@@ -82,3 +84,14 @@ def test_a_run_goes_end_to_end_on_them(folder, tmp_path):
     assert np.nanmedian(ratio[truth["label"] == "single"]) == pytest.approx(1, abs=0.02)
     patterns = preprocess(open_runs(config.runs.files, config.runs.dataset), config)
     assert patterns["patterns"].shape == (FRAMES, 128, 128)
+
+    with (folder / "agipd.geom").open("a") as file:
+        file.write("; refined\n")
+    with pytest.raises(StoreError, match=r"file .*agipd.geom was changed"):
+        pipeline.run(config)
+
+
+def test_the_beam_is_found_where_the_geometry_has_it(folder):
+    found = find_centre(load_config(folder / "config.yaml"))
+    assert found.distance < 0.7
+    assert all(edge % 2 == 0 for edge in found.region)
