@@ -204,14 +204,16 @@ def find_faults(n_frames: int, modules: tuple[list[Piece], ...]) -> dict[str, An
         ``missing_modules``, list of those without any frame, and ``incomplete_frames``, number of
         frames that other modules miss; what is not missing is not there.
     """
-    there = np.zeros((len(modules), n_frames), bool)
-    for module, pieces in enumerate(modules):
-        for piece in pieces:
-            there[module, piece.first : piece.first + piece.n_frames] = True
-    present = there.any(axis=1)
-    missing = np.flatnonzero(~present).tolist()
-    n_incomplete = int((~there[present]).any(axis=0).sum())
-    faults = {"missing_modules": missing, "incomplete_frames": n_incomplete}
+    every = [piece for pieces in modules for piece in pieces]
+    first = np.array([piece.first for piece in every], np.int64)
+    end = first + np.array([piece.n_frames for piece in every], np.int64)
+    # How many modules have the frames between two edges.
+    edges = np.unique(np.concatenate([first, end]))
+    started = np.searchsorted(np.sort(first), edges[:-1], "right")
+    n_there = started - np.searchsorted(np.sort(end), edges[:-1], "right")
+    missing = [module for module, pieces in enumerate(modules) if not pieces]
+    n_complete = int(np.diff(edges)[n_there == len(modules) - len(missing)].sum())
+    faults = {"missing_modules": missing, "incomplete_frames": n_frames - n_complete}
     return {name: value for name, value in faults.items() if value}
 
 

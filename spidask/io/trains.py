@@ -11,10 +11,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from spidask.errors import DataError
 from spidask.io.hdf5 import refuse_missing_filters
 from spidask.io.modules import Piece
 
 IDS = ("trainId", "pulseId", "cellId")
+MOST_ROWS = 10_000_000
+"""Of a module in one file; the largest ones of the facility hold a seventh of it."""
 
 Int64 = NDArray[np.int64]
 
@@ -72,6 +75,11 @@ def read_rows(file: Any, source: str) -> Rows:
     -------
     Rows
         What its index and its ids say; no frame is read.
+
+    Raises
+    ------
+    DataError
+        If the index names rows twice, or the data is no numbers.
     """
     path = f"INSTRUMENT/{source}/image"
     group = file.file[path]
@@ -79,9 +87,12 @@ def read_rows(file: Any, source: str) -> Rows:
     refuse_missing_filters(data)
     first, count = (np.asarray(a, np.int64) for a in file.get_index(source, "image"))
     there = np.clip(data.shape[0] - first, 0, count)
+    if data.dtype.kind not in "iuf" or there.sum() > min(data.shape[0], MOST_ROWS):
+        raise DataError(f"{there.sum()} rows of {data.shape[0]} in its index, of {data.dtype}")
     row = np.repeat(first - np.cumsum(there) + there, there) + np.arange(there.sum())
     train = np.asarray(file.train_ids, np.int64)
-    ids = {n: np.asarray(group[n][()], np.int64).reshape(-1)[row] for n in ("pulseId", "cellId")}
+    end = int(row.max(initial=-1)) + 1
+    ids = {n: np.asarray(group[n][:end], np.int64).reshape(-1)[row] for n in ("pulseId", "cellId")}
     mask = group.get("mask")
     use_mask = mask is not None and mask.shape[: data.ndim] == data.shape
     return Rows(

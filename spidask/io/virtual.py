@@ -10,6 +10,9 @@ import h5py
 from spidask.errors import DataError
 from spidask.io.modules import Layout, Piece, find_faults
 
+MOST_MODULES = 128
+"""More are no detector; images in colour have as many rows."""
+
 
 def find_modules(path: str, array: h5py.Dataset) -> Layout:
     """Find the frames of each module.
@@ -33,10 +36,11 @@ def find_modules(path: str, array: h5py.Dataset) -> Layout:
     DataError
         If the array has other dimensions; the message has no path in it.
     """
-    if array.ndim not in (4, 5) or 0 in array.shape:
+    if array.ndim not in (4, 5) or 0 in array.shape or array.shape[1] > MOST_MODULES:
         raise DataError(
-            f"has {array.ndim} dimensions {array.shape}, expected (frame, y, x) or, of several "
-            "modules, (frame, module, slow scan, fast scan); set runs.dataset to such a stack"
+            f"has {array.ndim} dimensions {array.shape}, expected (frame, y, x) or, of up to "
+            f"{MOST_MODULES} modules, (frame, module, slow scan, fast scan); set runs.dataset to "
+            "such a stack"
         )
     n_frames, n_modules = array.shape[:2]
     spans, lost = _mapped(path, array) if array.is_virtual else ({}, [])

@@ -317,3 +317,37 @@ def test_a_run_that_is_written_to_is_not_whole(tmp_path, monkeypatch):
     settled = [sizes[str(folder)] for sizes in files.follow_files([f"{tmp_path}/r*"])]
     assert len(settled) == 3
     assert settled[0] == settled[1] != settled[2]
+
+
+@pytest.mark.parametrize("spoil", ["rows twice", "few ids", "text", "huge"])
+def test_an_absurd_file_costs_its_module_only(tmp_path, spoil):
+    folder = write_run(tmp_path / "r0001", modules=[0, 1])
+    file, image = image_of(next(folder.glob("*AGIPD01*")))
+    if spoil == "rows twice":
+        index_of(file)["first"][:3] = 0
+        index_of(file)["count"][:3] = 12
+    elif spoil == "huge":
+        index_of(file)["first"][:3] = 0
+        index_of(file)["count"][:3] = 2**62
+        image["data"].resize(10**11, 0)
+    else:
+        name = "pulseId" if spoil == "few ids" else "data"
+        del image[name]
+        image[name] = np.arange(3) if spoil == "few ids" else np.full((12, 512, 128), b"x")
+    file.close()
+    ds = open_runs(str(folder))
+    assert ds.sizes["frame"] == 12
+    faults = ds.attrs["faults"][str(folder)]
+    assert faults["missing_modules"] == list(range(1, 16))
+    assert "AGIPD01-S00000.h5 (" in faults["unreadable_files"][0]
+
+
+def test_colour_images_are_no_modules(tmp_path):
+    with h5py.File(tmp_path / "colour.h5", "w") as file:
+        file["data"] = np.zeros((2, 200, 300, 3), np.uint8)
+        file["modules"] = np.arange(2 * 4 * 6 * 5, dtype=np.int16).reshape(2, 4, 6, 5)
+    with pytest.raises(DataError, match=r"has 4 dimensions \(2, 200, 300, 3\), expected"):
+        open_runs(str(tmp_path / "colour.h5"), "data")
+    ds = open_runs(str(tmp_path / "colour.h5"), "modules")
+    np.testing.assert_array_equal(ds["frames"], np.arange(240).reshape(2, 24, 5))
+    assert ds.attrs["faults"] == {}
