@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import dask.array as da
+import h5py
 import numpy as np
 import pytest
 import xarray as xr
@@ -14,6 +15,7 @@ from spidask.config import load_config, parse_config
 from spidask.errors import ConfigError, DataError
 from spidask.frames.geometry import momentum_transfer, solid_angle, wavelength
 from spidask.frames.sizing import sphere_amplitude
+from spidask.io.beamtime import open_configured
 from spidask.io.calibration import load_calibration, recipe_of
 from spidask.io.hdf5 import open_hdf5
 from spidask.io.runs import open_runs
@@ -250,3 +252,31 @@ def test_a_region_without_a_usable_pixel_is_refused(geometry, tmp_path):
     settings = config(geometry, runs={"files": ["x"], "mask": str(tmp_path / "mask.npy")})
     with pytest.raises(DataError, match="no usable pixel"):
         load_calibration(recipe_of(settings, "r0001", STACK))
+
+
+def test_photon_energies_masks_and_geometry_of_a_run_beside_stacked_modules(geometry, tmp_path):
+    photons = np.random.default_rng(0).integers(0, 5, (3, 16, 512, 128))
+    energy = np.array([9000, 9300, np.nan])
+    ratio = np.where(np.isnan(energy), 1, energy / 9300)
+    with h5py.File(tmp_path / "r1.cxi", "w") as file:
+        adu = photons * 100 * ratio[:, None, None, None]
+        file["entry_1/data_1/data"] = adu.astype(np.float32)
+        # Of the mask's bits only 4 counts, which the second frame has.
+        bits = np.array([1, 4, 1])[:, None, None, None]
+        file["entry_1/data_1/mask"] = np.where(photons == 4, bits, 0).astype(np.uint32)
+        file["LCLS/photon_energy_eV"] = energy
+    settings = config(
+        geometry,
+        runs={"files": [str(tmp_path / "r1.cxi")], "mask_bits": 4},
+        geometry={"photon_energy_ev": 1000},
+        preprocessing={"adu_per_photon": 100},
+        per_run={"r1": {"geometry": {"photon_energy_ev": 9300}}},
+    )
+    place = settings.geometry_of("r1")
+    assert place.beam_centre_y_px == read_assembly(geometry.filename).beam[0]
+    assert place.pixel_size_um == pytest.approx(200)
+    patterns = preprocess(open_configured(settings), settings)
+    expected = photons.astype(np.float32)
+    expected[1][photons[1] == 4] = np.nan
+    image, _ = geometry.position_modules(expected)
+    np.testing.assert_array_equal(patterns["patterns"], image)
