@@ -112,8 +112,9 @@ def find_centre(config: Config) -> Centre:
     found, uncertainty = find_beam_centre(
         powder[y0:y1, x0:x1], np.arange(y0, y1), np.arange(x0, x1), configured
     )
-    region = suggest_region(found, shape, _reach(powder, found))
-    return Centre(found, uncertainty, configured, region, len(rows))
+    edges = suggest_region(found, shape, _reach(powder, found))
+    y0, y1, x0, x1 = (edge // config.preprocessing.bin * config.preprocessing.bin for edge in edges)
+    return Centre(found, uncertainty, configured, (y0, y1, x0, x1), len(rows))
 
 
 def _brightest_hits(frames: xr.Dataset, config: Config) -> npt.NDArray[np.int64]:
@@ -139,11 +140,11 @@ def _brightest_hits(frames: xr.Dataset, config: Config) -> npt.NDArray[np.int64]
 
 
 def _without_region(config: Config) -> Config:
-    whole = config.preprocessing.model_copy(update={"region": None})
+    # In the pixels of which a config gives centre and region, which are not binned.
+    changed = {"region": None, "bin": 1}
+    whole = config.preprocessing.model_copy(update=changed)
     per_run = {
-        name: changes.model_copy(
-            update={"preprocessing": {**changes.preprocessing, "region": None}}
-        )
+        name: changes.model_copy(update={"preprocessing": {**changes.preprocessing, **changed}})
         for name, changes in config.per_run.items()
     }
     return config.model_copy(update={"preprocessing": whole, "per_run": per_run})

@@ -333,7 +333,8 @@ def open_beamtime(config: Config) -> xr.Dataset:
 def _count_read(frames: xr.Dataset) -> dict[str, Any]:
     faulty = {name: frames.attrs[name] for name in ("unreadable_files", "odd_files")}
     n_files = frames.sizes["file_code"] + len(faulty["unreadable_files"])
-    return {"files": n_files, "frames": frames.sizes["frame"], **faulty}
+    counts = {"files": n_files, "frames": frames.sizes["frame"], **faulty}
+    return counts | ({"faults": frames.attrs["faults"]} if frames.attrs["faults"] else {})
 
 
 def _tell_ids(frames: xr.Dataset, config: Config) -> dict[str, Any]:

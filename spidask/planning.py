@@ -206,7 +206,7 @@ def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
     else:
         given = _opened(open_headers(config) if frames is None else frames)
     recipes = {name: recipe_of(config, name, given.shape) for name in given.lengths}
-    read = {name: _count_pixels(recipe.read) for name, recipe in recipes.items()}
+    read = {name: recipe.n_read for name, recipe in recipes.items()}
     region = max((recipe.region for recipe in recipes.values()), key=_count_pixels)
     pixels = _count_pixels(region)
     cost = measure_networks(config, (region[1] - region[0], region[3] - region[2]))

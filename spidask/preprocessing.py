@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.graph_manipulation import clone
 from numpy.typing import NDArray
 
 from spidask.config import Config, Geometry, Hits, Sizing
@@ -40,12 +41,14 @@ def preprocess(frames: xr.Dataset, config: Config) -> xr.Dataset:
         The same coordinates with, all lazy: `patterns` (frame, y, x) float32 [photons], NaN where
         masked, missing, saturated or unreadable; `photon_count` float32 [photons], `lit_pixels`
         int32, `hit_score` float32, `readable` bool and `hit` bool, all (frame). The coordinates
-        `y` and `x` are pixel numbers of the full frame.
+        `y` and `x` are pixel numbers of the full frame, or of the image assembled from it, in
+        binned pixels.
 
     Raises
     ------
     ConfigError
-        If the region does not fit into the frames or differs from run to run.
+        If the region does not fit into the frames, or the image assembled from them, or differs
+        from run to run.
     DataError
         If `frames` is not there, not lazy, or not whole along y and x. A calibration file that
         cannot be used raises when a block is computed.
@@ -54,8 +57,9 @@ def preprocess(frames: xr.Dataset, config: Config) -> xr.Dataset:
     -----
     Where frames have a `photon_energy`, ADU per photon are scaled by it over the one of the section
     `geometry`, unless they are 1, which says that the frames are in photons.
-    Only the region's pixels are read; with common mode, those of the ASICs that it touches. Dask
-    reads whole frames where one block holds several runs, as `take_frames` may make them.
+    Only the region's pixels are read; with common mode, those of the ASICs that it touches; of a
+    detector of several modules that is assembled, the modules that it touches. Dask reads whole
+    frames where one block holds several runs, as `take_frames` may make them.
     The adaptive threshold takes each stretch of one run for the run: give whole runs, and slice
     the result.
     """
@@ -191,46 +195,50 @@ def _stretches(dataset: xr.Dataset) -> list[tuple[int, slice]]:
 
 
 def _patterns(frames: xr.Dataset, part: slice, recipe: Recipe, place: Geometry) -> da.Array:
-    y0, y1, x0, x1 = recipe.read
-    # The slice comes first, so that Dask reads no more than this.
-    raw = frames["frames"].data[part, y0:y1, x0:x1]
-    region = recipe.region
+    whole = frames["frames"].data
+    # The slices come first, each of an array of its own, so that Dask reads no more than these.
+    arrays = [whole, *(clone(whole, seed=i) for i in range(1, len(recipe.read)))]
+    raw = [
+        array[part, y0:y1, x0:x1]
+        for array, (y0, y1, x0, x1) in zip(arrays, recipe.read, strict=True)
+    ]
+    y0, y1, x0, x1 = recipe.region
+    # Stretches of modules differ in height, so that each has a name of its own for its rows.
+    blocks = [(array, ("frame", f"rows{i}", "columns")) for i, array in enumerate(raw)]
     in_photons = recipe.adu_per_photon == 1
-    patterns: da.Array = da.map_blocks(
+    ratio = None if in_photons else _energy_ratio(frames, part, raw[0].chunks[0], place)
+    patterns: da.Array = da.blockwise(
         partial(_calibrate_block, recipe=recipe),
-        raw,
-        *([] if in_photons else _energy_ratios(frames, part, raw.chunks[0], place)),
+        ("frame", "y", "x"),
+        *(ratio, None if ratio is None else ("frame",)),
+        *chain(*blocks),
+        new_axes={"y": y1 - y0, "x": x1 - x0},
+        concatenate=True,
         dtype=np.float32,
-        chunks=(raw.chunks[0], (region[1] - region[0],), (region[3] - region[2],)),
         meta=np.empty((0, 0, 0), np.float32),
     )
     return patterns
 
 
-def _energy_ratios(
+def _energy_ratio(
     dataset: xr.Dataset, part: slice, chunks: tuple[int, ...], place: Geometry
-) -> list[da.Array]:
-    """Ratio of each frame's photon energy, shape (frame, 1, 1); nothing where none is known."""
+) -> da.Array | None:
+    """Ratio of each frame's photon energy, shape (frame,); nothing where none is known."""
     if "photon_energy" not in dataset.variables:
-        return []
+        return None
     energy = dataset["photon_energy"].variable[part].chunk({"frame": chunks}).data
-    ratio = energy.map_blocks(
+    ratio: da.Array = energy.map_blocks(
         geometry.energy_ratio, expected=place.photon_energy_ev, dtype=np.float64
     )
-    return [ratio[:, None, None]]
+    return ratio
 
 
 @measure("preprocess")
 def _calibrate_block(
-    block: NDArray[Any], ratio: NDArray[np.float64] | None = None, *, recipe: Recipe
+    ratio: NDArray[np.float64] | None, *blocks: NDArray[Any], recipe: Recipe
 ) -> NDArray[np.float32]:
-    out = calibrate(block, load_calibration(recipe), None if ratio is None else ratio[:, 0, 0])
-    if recipe.read == recipe.region:
-        return out
-    y0, y1, x0, x1 = recipe.region
-    top, left = recipe.read[0], recipe.read[2]
-    # A copy: a view would keep the larger block alive.
-    return out[:, y0 - top : y1 - top, x0 - left : x1 - left].copy()
+    block = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
+    return calibrate(block, load_calibration(recipe), ratio)
 
 
 def _find_hits(patterns: xr.Dataset, config: Config) -> xr.Dataset:
@@ -303,11 +311,12 @@ def _sizes(
     corner: tuple[int, int],
 ) -> da.Array:
     array, hit = patterns["patterns"].data[part], patterns["hit"].data[part]
+    ratio = _energy_ratio(patterns, part, array.chunks[0], place)
     sizes: da.Array = da.map_blocks(
         partial(_size_block, place=place, settings=settings, corner=corner),
         array,
         hit[:, None, None],
-        *_energy_ratios(patterns, part, array.chunks[0], place),
+        *([] if ratio is None else [ratio[:, None, None]]),
         dtype=np.float32,
         drop_axis=(1, 2),
         new_axis=1,

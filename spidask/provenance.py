@@ -19,6 +19,9 @@ from spidask.networks.device import choose_device, resolve_device
 from spidask.networks.member import SHIPPED, digest
 from spidask.records import read_json, write_json
 
+READ_BY = {"dataset", "mask", "mask_good", "mask_bits", "shape", "identity"}
+"""Settings of the section `runs` that determine what is read."""
+
 
 def awaits_simulation(config: Config) -> bool:
     """Tell whether the runs of a config are still to be simulated.
@@ -234,8 +237,8 @@ def sign_inputs(frames: xr.Dataset, config: Config) -> dict[str, list[list[str |
     -------
     dict
         Name of the run to [path, bytes, modification time in ns, frames] of its raw files, and
-        [location, 0, signature, 0] of its dark, gain and mask, and of the photon energies that
-        its frames have from the small data.
+        [location, 0, signature, 0] of its dark, gain, mask and geometry file, and of the photon
+        energies that its frames have from the small data.
     """
     signed = sign_files(frames)
     for name in signed:
@@ -252,12 +255,15 @@ def sign_inputs(frames: xr.Dataset, config: Config) -> dict[str, list[list[str |
             energies = select_run(frames, name)["photon_energy"].values
             found = hashlib.sha256(energies.tobytes()).hexdigest()
             signed[name].append(["photon energies of the events", 0, int(found[:12], 16), 0])
+        if settings.assembly:
+            content = Path(settings.assembly).read_bytes()
+            signature = int(hashlib.sha256(content).hexdigest()[:12], 16)
+            signed[name].append([settings.assembly, 0, signature, 0])
     return signed
 
 
 def _settings_of_frames(config: Config) -> dict[str, Any]:
-    keys = {"dataset", "mask", "mask_good", "shape", "identity"}
-    values = config.runs.model_dump(mode="json", include=keys)
+    values = config.runs.model_dump(mode="json", include=READ_BY)
     return {f"runs.{key}": value for key, value in values.items()}
 
 

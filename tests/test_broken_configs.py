@@ -257,6 +257,17 @@ BROKEN = {
         "(?P<run>...)",
     ),
     "pattern is no expression": (["runs.pattern='(?P<run>r'"], None, "runs.pattern", "regular"),
+    "no runs of a proposal": (["euxfel.proposal=1"], None, "euxfel.runs", "[1, 2]"),
+    "data of the facility": (["euxfel.data=corrected"], None, "euxfel.data", "'proc'"),
+    "geometry file missing": (
+        ["preprocessing.assembly=none.geom"],
+        None,
+        "preprocessing.assembly",
+        "correct the path",
+    ),
+    "bin": (["preprocessing.bin=0"], None, "preprocessing.bin", "greater than"),
+    "region cuts bins": (["preprocessing.bin=5"], None, "preprocessing.region", "multiples"),
+    "mask bits": (["runs.mask_bits=-1"], None, "runs.mask_bits", "greater than"),
     "nothing matches": (["runs.files=[{folder}/x*.h5]"], None, "runs.files", "matches nothing"),
     "runs of one name": (
         ["runs.files=[{folder}/r0001.h5, {folder}/again/r0001.h5]"],

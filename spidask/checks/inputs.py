@@ -13,10 +13,10 @@ from spidask.checks.problems import Beamtime, Problem, as_problem, finds
 from spidask.config import PICTURES
 from spidask.errors import ConfigError, DataError, SpidaskError
 from spidask.frames.hits import looks_like_only_hits
-from spidask.frames.mask import usable_pixels
 from spidask.io.beamtime import judge_ids
-from spidask.io.maps import holds_array, load_map
-from spidask.io.photons import are_photons
+from spidask.io.calibration import usable_share
+from spidask.io.hdf5 import open_hdf5
+from spidask.io.maps import holds_array
 from spidask.io.runs import take_frames
 from spidask.networks.cost import measure_networks
 from spidask.preprocessing import preprocess
@@ -90,12 +90,22 @@ def _odd_region(beamtime: Beamtime) -> Iterator[Problem]:
 @finds
 def _unlinkable_frames(beamtime: Beamtime) -> Iterator[Problem]:
     """A virtual CXI of runs that no virtual dataset can lead to."""
-    if beamtime.frames is None or beamtime.config.handoff.cxi != "virtual":
+    frames = beamtime.frames
+    if frames is None or beamtime.config.handoff.cxi != "virtual":
         return
-    for path in beamtime.frames["file_path"].values:
-        if not h5py.is_hdf5(path) or are_photons(path):
+    if any(recipe.assembly or recipe.bin > 1 for recipe in beamtime.recipes.values()):
+        yield Problem(
+            "handoff.cxi",
+            "virtual is of raw frames, and preprocessing.assembly or bin makes other pixels of "
+            "them; set copy",
+        )
+        return
+    places = (frames[name].values.tolist() for name in ("file_path", "file_dataset"))
+    for path, dataset in zip(*places, strict=True):
+        if not h5py.is_hdf5(path) or open_hdf5(path, dataset).ndim != 3:
             yield Problem(
-                "handoff.cxi", f"virtual is for stacks in HDF5 files, and {path} is none; set copy"
+                "handoff.cxi",
+                f"virtual is for stacks (frame, y, x) in HDF5 files, and {path} is none; set copy",
             )
             return
 
@@ -107,8 +117,7 @@ def _masked_region(beamtime: Beamtime) -> Iterator[Problem]:
     for recipe in beamtime.recipes.values():
         if recipe.mask is None:
             continue
-        mask = load_map(recipe.mask, recipe.shape, recipe.region, "mask")
-        share = float(usable_pixels(mask, good).mean())
+        share = usable_share(recipe)
         if share < FEW_PIXELS:
             yield Problem(
                 "runs.mask",
@@ -169,8 +178,8 @@ def _unmatched_settings(beamtime: Beamtime) -> Iterator[Problem]:
 @finds
 def _odd_geometry(beamtime: Beamtime) -> Iterator[Problem]:
     """A beam centre far from the frame."""
-    for run in beamtime.runs:
-        place, shape = beamtime.config.geometry_of(run), beamtime.shape
+    for run, recipe in beamtime.recipes.items():
+        place, shape = beamtime.config.geometry_of(run), recipe.image
         centre = (place.beam_centre_y_px, place.beam_centre_x_px)
         outside = max(max(-c, c - n + 1) for c, n in zip(centre, shape, strict=True))
         if outside > FAR_OUTSIDE * max(shape):

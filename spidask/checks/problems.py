@@ -100,7 +100,7 @@ class Beamtime:
             try:
                 recipes[run] = recipe_of(self.config, run, self.shape)
             except ConfigError as error:
-                trouble.append(as_problem(error, "preprocessing.region"))
+                trouble.append(as_problem(error, "preprocessing"))
                 continue
             for text in check_calibration(recipes[run]):
                 kind = text.partition(" ")[0]

@@ -13,6 +13,7 @@ from spidask.config.loading import (
 from spidask.config.sections import (
     EM,
     CommonMode,
+    EuXFEL,
     Events,
     Geometry,
     Handoff,
@@ -39,6 +40,7 @@ __all__ = [
     "CommonMode",
     "Config",
     "Ensemble",
+    "EuXFEL",
     "Events",
     "Geometry",
     "Handoff",

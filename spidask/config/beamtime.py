@@ -12,6 +12,7 @@ from spidask.config.cluster import Cluster
 from spidask.config.explain import explain
 from spidask.config.sections import (
     EM,
+    EuXFEL,
     Events,
     Geometry,
     Handoff,
@@ -41,6 +42,7 @@ class Config(Section):
     """A whole beamtime."""
 
     runs: Runs
+    euxfel: EuXFEL | None = None
     output: Text
     """Folder for everything that is written."""
     labels: Labels = Labels()
@@ -71,9 +73,17 @@ class Config(Section):
         Returns
         -------
         Geometry
-            The main section with what `per_run` changes for this run.
+            The main section with what `per_run` changes for this run; pixel size and beam centre
+            are those of binned pixels.
         """
-        return self._merged(run, "geometry", self.geometry)
+        place = self._merged(run, "geometry", self.geometry)
+        width = self.preprocessing_of(run).bin
+        centre = (place.beam_centre_y_px, place.beam_centre_x_px)
+        # Pixel centres are integers before and after.
+        y, x = ((at + 0.5) / width - 0.5 for at in centre)
+        binned = {"pixel_size_um": place.pixel_size_um * width}
+        binned |= {"beam_centre_y_px": y, "beam_centre_x_px": x}
+        return place.model_copy(update=binned) if width > 1 else place
 
     def preprocessing_of(self, run: str) -> Preprocessing:
         """Calibration of one run.

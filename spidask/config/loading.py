@@ -10,10 +10,15 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from spidask.assembly import read_assembly
 from spidask.config.beamtime import Config
 from spidask.config.cluster import Cluster
 from spidask.config.explain import explain
+from spidask.config.sections import EuXFEL
 from spidask.errors import ConfigError
+from spidask.proposals import find_proposal_runs
+
+_ASSEMBLED = ("preprocessing", "geometry")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -58,7 +63,7 @@ def parse_config(values: dict[str, Any]) -> Config:
         If a setting is unknown or wrong; one line for each, with the key's path.
     """
     try:
-        return Config.model_validate(_with_site(values))
+        return Config.model_validate(_with_beam(_with_euxfel(_with_site(values))))
     except ValidationError as error:
         raise ConfigError(explain(error, Config)) from None
 
@@ -166,6 +171,51 @@ def _with_site(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(own.get("job", {}), dict):
         merged["job"] = {**section.get("job", {}), **own.get("job", {})}
     return {**values, "cluster": merged}
+
+
+def _with_euxfel(values: dict[str, Any]) -> dict[str, Any]:
+    """Fill `runs.files` and `runs.dataset` from the section `euxfel` where they are not given."""
+    runs = values.get("runs") or {}
+    try:
+        section = EuXFEL.model_validate(values.get("euxfel") or {})
+    except ValidationError:
+        return values  # told with everything else that is wrong
+    if not isinstance(runs, dict):
+        return values
+    filled: dict[str, Any] = {}
+    if section.proposal is not None and "files" not in runs:
+        filled["files"] = find_proposal_runs(section.proposal, section.runs, section.data)
+    if section.detector is not None:
+        filled["dataset"] = section.detector
+    return {**values, "runs": {**filled, **runs}} if filled else values
+
+
+def _with_beam(values: dict[str, Any]) -> dict[str, Any]:
+    """Fill beam centre and pixel size of assembled images where they are not given."""
+    per_run = values.get("per_run")
+    if isinstance(per_run, dict):
+        values = {**values, "per_run": {name: _filled(part) for name, part in per_run.items()}}
+    filled: dict[str, Any] = _filled(values)
+    return filled
+
+
+def _filled(values: Any) -> Any:
+    sections = [values.get(n) or {} for n in _ASSEMBLED] if isinstance(values, dict) else []
+    if not sections or not all(isinstance(section, dict) for section in sections):
+        return values
+    preprocessing, given = sections
+    path = preprocessing.get("assembly")
+    if not isinstance(path, str):
+        return values
+    try:
+        assembly = read_assembly(path)
+    except ConfigError:
+        return values  # told where the image is assembled
+    y, x = assembly.beam
+    place = {"beam_centre_y_px": y, "beam_centre_x_px": x}
+    place["pixel_size_um"] = assembly.pixel_size * 1e6
+    filled: dict[str, Any] = {**values, "geometry": {**place, **given}}
+    return filled
 
 
 class _Loader(yaml.SafeLoader):

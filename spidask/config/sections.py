@@ -29,6 +29,28 @@ class Runs(Section):
     inside the files of the frames, one for each file or for each frame."""
     mask_good: Literal["nonzero", "zero"] = "nonzero"
     """Which mask values are usable pixels; CXI bit masks use "zero"."""
+    mask_bits: Annotated[int, Field(ge=0, le=0xFFFFFFFF)] = 0xFFFFFFFF
+    """Bits by which the mask beside the frames of a detector of several modules makes a pixel
+    missing; 0 leaves that mask alone."""
+
+
+class EuXFEL(Section):
+    """Runs of the European XFEL; `runs.files` and `runs.dataset` go first where they are given."""
+
+    proposal: Count | Text | None = None
+    """Number, or folder, of the proposal."""
+    runs: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    """Numbers of the runs."""
+    data: Literal["raw", "proc"] = "proc"
+    """As recorded, or corrected."""
+    detector: Text | None = None
+    """Name, or pattern of names, such as ``*AGIPD1M*``; nothing: the only one there."""
+
+    @model_validator(mode="after")
+    def _some_runs(self) -> EuXFEL:
+        if (self.proposal is None) != (not self.runs):
+            raise ValueError("runs: give the proposal and its runs together, such as [1, 2]")
+        return self
 
 
 class Events(Section):
@@ -79,13 +101,15 @@ class Geometry(Section):
     detector_distance_m: Annotated[float, Field(ge=1e-3, le=1e3)] = 0.130
     pixel_size_um: Annotated[float, Field(ge=0.1, le=1e5)] = 75.0
     beam_centre_y_px: float = -3.0
-    """Row of the beam in the full frame; pixel centres are integers."""
+    """Row of the beam in the full frame, or in the assembled image, before binning; pixel centres
+    are integers. An assembled image's centre and pixel size come from its geometry file if they
+    are not given."""
     beam_centre_x_px: float = 511.5
-    """Column of the beam in the full frame."""
+    """Column of the beam, in the same."""
 
 
 class Region(Section):
-    """Region of interest, rows and columns of the full frame."""
+    """Region of interest, rows and columns of the full frame or the assembled image."""
 
     y: tuple[int, int]
     """First row and the row after the last."""
@@ -115,8 +139,12 @@ class CommonMode(Section):
 class Preprocessing(Section):
     """From ADU to photons; may differ by run."""
 
+    assembly: str | None = None
+    """CrystFEL geometry file by which an image is assembled from stacked modules."""
+    bin: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Pixels of the frame, or of the assembled image, summed along each axis into one."""
     region: Region | None = None
-    """Nothing means the whole frame."""
+    """Of the frame, or of the assembled image; nothing means the whole."""
     dark: str | None = None
     """``file:dataset`` of a map (y, x) or of a stack of dark frames, whose mean is taken."""
     gain: str | None = None

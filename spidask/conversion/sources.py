@@ -16,6 +16,7 @@ import numpy.typing as npt
 from spidask.conversion.contents import Contents, read_hdf5_contents, read_zarr_contents
 from spidask.errors import DataError
 from spidask.io.emc import PARTS
+from spidask.io.euxfel import is_run_folder
 from spidask.io.hdf5 import open_hdf5, scan_hdf5
 from spidask.io.layout import DATASET, FileLayout
 from spidask.io.photons import MISSING, PhotonsReader, are_photons, find_shape, scan_photons
@@ -23,6 +24,8 @@ from spidask.io.stack import UNDECODABLE, StackInfo, fill_value
 from spidask.io.zarr import is_zarr, open_zarr, scan_zarr
 
 BLOCK_BYTES = 64 * 2**20
+
+AS_IT_IS = "stacks (frame, y, x) are converted; give modules to `spidask run` as they are"
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ def open_source(
     if not os.path.exists(path):
         raise DataError(f"{path}: is not there", path=path)
     try:
+        if is_run_folder(path):
+            raise DataError(f"is a run of the European XFEL; {AS_IT_IS}")
         if is_zarr(path):
             return _open_zarr(path, scan_zarr(path, dataset))
         if are_photons(path):
@@ -219,6 +224,8 @@ def _open_hdf5(path: str, info: StackInfo) -> Source:
     home = read_home(path, info.dataset)
     mask = _beside(home)
     with h5py.File(path, "r", locking=False) as file:
+        if file[home].ndim != 3:
+            raise DataError(f"holds several modules a frame, {file[home].shape}; {AS_IT_IS}")
         item = file.get(mask)
         found = isinstance(item, h5py.Dataset) and item.shape == info.shape
         described = (_native(item.dtype), (item.chunks or (1,))[0]) if found else None

@@ -9,6 +9,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from spidask.frames.assemble import assemble
+
 Float32 = NDArray[np.float32]
 
 
@@ -31,6 +33,9 @@ class Calibration:
         first pixel; None switches it off.
     max_adu : float
         Pixels above this count as lit and stay out of the common mode. ADU.
+    index : numpy.ndarray or None
+        Pixels of the block that make up each pixel of the pattern, see `assemble`; None where the
+        pattern is the block.
     """
 
     offset: Float32
@@ -39,6 +44,7 @@ class Calibration:
     saturation_adu: float = float("inf")
     asic: tuple[int, int] | None = None
     max_adu: float = 0.0
+    index: NDArray[np.int32] | None = None
 
 
 def calibrate(
@@ -51,9 +57,8 @@ def calibrate(
     Parameters
     ----------
     block : numpy.ndarray
-        Raw frames, shape (frame, y, x), any integer or float dtype, ADU. NaN and infinities are
-        missing pixels. A frame of nothing but the largest integer of its dtype, or of nothing but
-        NaN, could not be read.
+        Raw frames, shape (frame, y, x), any integer or float dtype, ADU. NaN, infinities and the
+        largest integer of a dtype are missing pixels; a frame of nothing else could not be read.
     calibration : Calibration
         Maps of shape (y, x) and settings.
     energy_ratio : numpy.ndarray, optional
@@ -64,14 +69,15 @@ def calibrate(
     -------
     numpy.ndarray
         Whole photons, shape (frame, y, x), float32; NaN where a pixel is bad, missing or
-        saturated, and in every pixel of an unreadable frame.
+        saturated, and in every pixel of an unreadable frame. With an index, y and x are those of
+        the assembled region.
 
     Notes
     -----
     In this order, in float32: saturated raw values become missing; the dark level is subtracted;
     each group of `asic` pixels loses the median of its usable pixels not above `max_adu` (nothing
     where there is none); the rest is divided by gain and ADU per photon times `energy_ratio`; and
-    n = max(0, floor(photons + 1 - photon_threshold)).
+    n = max(0, floor(photons + 1 - photon_threshold)). The region is assembled from these photons.
 
     Examples
     --------
@@ -89,43 +95,13 @@ def calibrate(
         calibration.offset,
         calibration.divisor,
         np.float32(1.0 - calibration.photon_threshold),
-        np.float32(calibration.saturation_adu),
+        np.float32(min(calibration.saturation_adu, _missing_from(block.dtype))),
         rows,
         columns,
         np.float32(calibration.max_adu),
         ratio.astype(np.float32),
     )
-    out[unreadable_frames(block)] = np.nan
-    return out
-
-
-def unreadable_frames(block: NDArray[Any]) -> NDArray[np.bool_]:
-    """Find the frames that a reader could not read.
-
-    Parameters
-    ----------
-    block : numpy.ndarray
-        Raw frames, shape (frame, y, x), any integer or float dtype.
-
-    Returns
-    -------
-    numpy.ndarray
-        True for frames of nothing but NaN or, in integers, of nothing but the dtype's largest
-        value; shape (frame,), bool.
-
-    Examples
-    --------
-    >>> unreadable_frames(np.array([[[255, 255]], [[255, 0]]], np.uint8)).tolist()
-    [True, False]
-    """
-    integer = block.dtype.kind in "iu"
-    fill = np.iinfo(block.dtype).max if integer else np.nan
-    first = block[:, 0, 0]
-    # One pixel acquits nearly every frame, so that whole frames are rarely looked at.
-    found = first == fill if integer else np.isnan(first)
-    for i in np.flatnonzero(found):
-        found[i] = np.all(block[i] == fill if integer else np.isnan(block[i]))
-    return np.asarray(found, bool)
+    return out if calibration.index is None else assemble(out, calibration.index)
 
 
 def whole_asics(
@@ -162,6 +138,11 @@ def whole_asics(
         x0 // columns * columns,
         min(-(-x1 // columns) * columns, shape[1]),
     )
+
+
+def _missing_from(dtype: np.dtype[Any]) -> float:
+    # What readers put where a pixel, a module or a frame is missing.
+    return float(np.iinfo(dtype).max) if dtype.kind in "iu" else float("inf")
 
 
 def _native(block: NDArray[Any]) -> NDArray[Any]:

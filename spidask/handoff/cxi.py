@@ -19,6 +19,7 @@ from spidask.handoff.layout import Layout
 from spidask.handoff.photons import iterate_photons, list_frames
 from spidask.io import cxi, emc
 from spidask.io.calibration import recipe_of
+from spidask.io.hdf5 import open_hdf5
 from spidask.io.labels import locate
 from spidask.io.maps import load_map
 from spidask.io.runs import take_frames
@@ -91,7 +92,8 @@ def write_virtual_cxi(
     Raises
     ------
     ConfigError
-        If the runs are no HDF5 files.
+        If the runs are no stacks (frame, y, x) in HDF5 files, or their pixels are assembled or
+        binned.
     DataError
         If there are no frames.
     """
@@ -108,23 +110,26 @@ def write_virtual_cxi(
                 "handoff.cxi: virtual is for frames that lie in HDF5 files as they are used, and "
                 f"{path} holds none of {shape[0]} x {shape[1]} pixels; set it to copy"
             )
+    names = chosen["run_name"].values.astype(str)
+    codes = np.unique(chosen["run"].values)
+    settings = {name: config.preprocessing_of(name) for name in names[codes].tolist()}
+    if any(one.assembly or one.bin > 1 for one in settings.values()):
+        raise ConfigError(
+            "handoff.cxi: virtual is of raw frames, and preprocessing.assembly or bin makes other "
+            "pixels of them; set it to copy"
+        )
     setup = cxi.Setup(
         photon_energy=geometry.photon_energy_ev,
         distance=geometry.detector_distance_m,
         pixel_size=geometry.pixel_size_um * 1e-6,
         beam_centre=_beam(geometry),
     )
-    names = chosen["run_name"].values.astype(str)
-    codes = np.unique(chosen["run"].values)
     # As in detector.h5: a pixel that any of the runs masks is bad.
     mask = np.zeros(shape, np.uint32)
-    for code in codes:
-        mask |= _raw_mask(config, str(names[code]), shape)
-    calibration = {
-        str(names[code]): config.preprocessing_of(str(names[code])).model_dump(mode="json")
-        | {"mask": config.runs.mask, "mask_good": config.runs.mask_good}
-        for code in codes
-    }
+    for name in settings:
+        mask |= _raw_mask(config, name, shape)
+    masked = {"mask": config.runs.mask, "mask_good": config.runs.mask_good}
+    calibration = {name: one.model_dump(mode="json") | masked for name, one in settings.items()}
     source = cxi.RawFrames(
         paths=paths,
         rows=raw["row"].values,
@@ -138,11 +143,7 @@ def write_virtual_cxi(
 
 
 def _holds_stack(path: str, dataset: str, shape: tuple[int, ...]) -> bool:
-    if not h5py.is_hdf5(path):
-        return False
-    with h5py.File(path, "r", locking=False) as file:
-        found = file.get(dataset)
-        return isinstance(found, h5py.Dataset) and found.shape[1:] == shape
+    return bool(h5py.is_hdf5(path) and open_hdf5(path, dataset).shape[1:] == shape)
 
 
 def _beam(geometry: Geometry) -> tuple[float, float]:

@@ -42,7 +42,9 @@ def open_configured(config: Config, cache: Path | None = None) -> xr.Dataset:
     """
     runs = config.runs
     mask = runs.mask[1:] if runs.mask and is_inside(runs.mask) else None
-    layout = FileLayout(_find_shape(runs.shape), mask, runs.mask_good, runs.identity)
+    layout = FileLayout(
+        _find_shape(runs.shape), mask, runs.mask_good, runs.identity, runs.mask_bits
+    )
     return open_runs(
         runs.files,
         runs.dataset,

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from spidask.errors import ConfigError
+from spidask.io.euxfel import is_run_folder, stat_run_folder
 from spidask.io.zarr import is_zarr
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ def find_runs(files: str | Sequence[str], pattern: str | None = None) -> dict[st
     Parameters
     ----------
     files : str or sequence of str
-        Paths or globs of HDF5 files and Zarr folders; ``**`` stands for any folders.
+        Paths or globs of HDF5 files, Zarr folders and run folders of the European XFEL; ``**``
+        stands for any folders.
     pattern : str, optional
         Regular expression with a group ``run``, searched in the file's name; files with the same
         run are joined. Without it a file is a run, named by its stem.
@@ -89,9 +91,12 @@ def follow_files(
 
 
 def _state(path: str) -> tuple[int, int] | None:
-    if os.path.isdir(path) and not is_zarr(path):
-        return None
     try:
+        if is_run_folder(path):
+            size, mtime_ns = stat_run_folder(path)
+            return size, mtime_ns
+        if os.path.isdir(path) and not is_zarr(path):
+            return None
         # The chunks of a Zarr folder change without the folder itself.
         inside = [Path(path), *Path(path).rglob("*")] if os.path.isdir(path) else [Path(path)]
         told = [one.stat() for one in inside]
@@ -126,13 +131,13 @@ def _expand(text: str) -> list[str]:
     # A name with brackets in it may be a file after all.
     found = [text] if os.path.exists(text) else glob.glob(os.path.expanduser(text), recursive=True)
     paths = [os.path.abspath(path) for path in found]
-    usable = [path for path in paths if not os.path.isdir(path) or is_zarr(path)]
+    usable = [p for p in paths if not os.path.isdir(p) or is_zarr(p) or is_run_folder(p)]
     if usable:
         return usable
     if paths:
         raise ConfigError(
-            f"runs.files: '{text}' is a folder and no Zarr; name the files in it, "
-            f"such as {os.path.join(text, '*.h5')}",
+            f"runs.files: '{text}' is a folder and neither a Zarr nor a run of the European XFEL; "
+            f"name the files in it, such as {os.path.join(text, '*.h5')}",
             path=text,
         )
     raise ConfigError(f"runs.files: '{text}' matches nothing; {_surroundings(text)}", path=text)

@@ -14,15 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spidask.errors import DataError
-from spidask.io.layout import ANYTHING, FileLayout, find_stack, refuse_unfitting
+from spidask.io.layout import ALL_BITS, ANYTHING, FileLayout, find_stack, refuse_unfitting
+from spidask.io.modules import Layout, ModulesReader
 from spidask.io.stack import (
     StackInfo,
     describe_stack,
     read_event_ids,
     read_frames,
 )
+from spidask.io.virtual import find_modules
 
-N_OPEN = 32
+N_OPEN = 128
 """Datasets that a process keeps open."""
 
 
@@ -40,12 +42,15 @@ class StackReader:
         Number of frames, rows and columns.
     dtype : numpy.dtype
         Dtype of what is returned.
+    mask_bits : int
+        Bits of the mask beside the frames of several modules that make a pixel missing.
     """
 
     path: str
     dataset: str
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
+    mask_bits: int = ALL_BITS
 
     @property
     def ndim(self) -> int:
@@ -55,6 +60,9 @@ class StackReader:
     def __getitem__(self, key: object) -> NDArray[Any]:
         """Read frames (slice or integers), rows and columns (slices)."""
         source = open_hdf5(self.path, self.dataset)
+        if source.ndim > 3:
+            layout = _find_modules(self.path, self.dataset, os.stat(self.path).st_mtime_ns)
+            return ModulesReader(layout, open_hdf5, self.dtype, self.mask_bits)[key]
         return read_frames(source, key, self.shape, self.dtype, self.path)
 
 
@@ -84,11 +92,16 @@ def scan_hdf5(path: str, dataset: str, layout: FileLayout = ANYTHING) -> StackIn
     try:
         with _open_file(path) as file:
             array, place = _find(file, dataset)
-            _refuse_missing_filters(array)
-            info = describe_stack(
-                array.shape, array.dtype, array.chunks, place, lambda name: _describe(file, name)
-            )
-            refuse_unfitting(layout, info.shape, lambda name: _describe(file, name))
+            refuse_missing_filters(array)
+
+            def describe(name: str) -> tuple[tuple[int, ...], str] | None:
+                return _describe(file, name)
+
+            if array.ndim > 3:
+                info = find_modules(path, array).describe(place, describe)
+            else:
+                info = describe_stack(array.shape, array.dtype, array.chunks, place, describe)
+            refuse_unfitting(layout, info.shape, describe)
             return info
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise DataError(_explain(path, error)) from error
@@ -146,6 +159,12 @@ def open_hdf5(path: str, dataset: str) -> h5py.Dataset:
 
 
 @lru_cache(maxsize=N_OPEN)
+def _find_modules(path: str, dataset: str, mtime_ns: int) -> Layout:
+    del mtime_ns  # in the key, so that a rewritten file is looked at anew
+    return find_modules(path, open_hdf5(path, dataset))
+
+
+@lru_cache(maxsize=N_OPEN)
 def _open(path: str, dataset: str, size: int, mtime_ns: int) -> h5py.Dataset:
     # Size and time are in the key so that a rewritten file is opened anew. HDF5 closes the file
     # when its last dataset is dropped, so one that another thread still reads stays open.
@@ -188,7 +207,19 @@ def _describe(file: h5py.File, name: str) -> tuple[tuple[int, ...], str] | None:
     return item.shape, item.dtype.kind
 
 
-def _refuse_missing_filters(array: h5py.Dataset) -> None:
+def refuse_missing_filters(array: h5py.Dataset) -> None:
+    """Refuse a dataset that this installation cannot decompress.
+
+    Parameters
+    ----------
+    array : h5py.Dataset
+        The open dataset.
+
+    Raises
+    ------
+    DataError
+        If a filter of its is not installed; the message has no path in it.
+    """
     plist = array.id.get_create_plist()
     for number in range(plist.get_nfilters()):
         code, *_, name = plist.get_filter(number)

@@ -9,6 +9,7 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from spidask.errors import DataError
+from spidask.io.euxfel import is_run_folder, scan_run_folder, stat_run_folder
 from spidask.io.hdf5 import scan_hdf5
 from spidask.io.layout import ANYTHING, FileLayout
 from spidask.io.photons import are_photons, scan_photons
@@ -53,9 +54,9 @@ def index_files(
     Parameters
     ----------
     paths : sequence of str
-        HDF5 files and Zarr folders.
+        HDF5 files, Zarr folders and run folders of the European XFEL.
     dataset : str
-        Path of the stack of frames inside each.
+        Path of the stack of frames inside each; of run folders, the detector.
     cache : pathlib.Path, optional
         JSON file that keeps the index; read if it is there, and written anew if anything changed.
     layout : FileLayout
@@ -76,7 +77,7 @@ def index_files(
 
 
 def stat_file(path: str, dataset: str) -> tuple[int, int]:
-    """Size and time of the last change of a file or a Zarr folder.
+    """Size and time of the last change of a file or a folder.
 
     Parameters
     ----------
@@ -91,8 +92,10 @@ def stat_file(path: str, dataset: str) -> tuple[int, int]:
         Bytes and nanoseconds; zeros where nothing is there.
     """
     try:
-        if os.path.isdir(path):
+        if is_zarr(path):
             return stat_zarr(path, dataset)
+        if os.path.isdir(path):
+            return stat_run_folder(path)
         stat = os.stat(path)
     except OSError:
         return 0, 0
@@ -112,6 +115,8 @@ def _refresh(path: str, dataset: str, layout: FileLayout, known: FileEntry | Non
 def _scan(path: str, dataset: str, layout: FileLayout) -> StackInfo:
     if is_zarr(path):
         return scan_zarr(path, dataset, layout)
+    if is_run_folder(path):
+        return scan_run_folder(path, dataset, layout)
     try:
         return scan_hdf5(path, dataset, layout)
     except DataError:

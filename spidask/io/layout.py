@@ -32,6 +32,8 @@ MOST_NUMBERS = 100_000_000
 PHOTONS = "place_ones"
 """First of the lists in which Dragonfly keeps photons; stands for the dataset of such files."""
 
+ALL_BITS = 0xFFFFFFFF
+
 JOULE_PER_EV = 1.602176634e-19
 
 ENERGIES: dict[str, tuple[tuple[str, float], ...]] = {
@@ -62,12 +64,16 @@ class FileLayout:
         Which values of it are usable pixels.
     identity : tuple of str or None
         Paths of two arrays, shape (frame,), that name the original run and the index in it.
+    mask_bits : int
+        Bits of the mask beside the frames of several modules that make a pixel missing; 0 leaves
+        that mask alone.
     """
 
     shape: tuple[int, int] | None = None
     mask: str | None = None
     mask_good: Literal["nonzero", "zero"] = "nonzero"
     identity: tuple[str, str] | None = None
+    mask_bits: int = ALL_BITS
 
 
 ANYTHING = FileLayout()

@@ -33,7 +33,8 @@ def load_map(
     ----------
     location : str
         ``file:dataset`` in HDF5, an HDF5 file with a single dataset, or a NumPy file ``.npy``. A
-        map may be a list of its pixels, row after row, as in Dragonfly's detector files.
+        map may be a list of its pixels, row after row, as in Dragonfly's detector files, or one of
+        stacked modules (module, slow scan, fast scan).
     shape : tuple of int
         Rows and columns of the detector's frames.
     region : tuple of int
@@ -219,7 +220,7 @@ def _load_map(
         _refuse_shape(data.shape, shape, location, what, stack)
         try:
             cut = (slice(y0, y1), slice(x0, x1))
-            if data.ndim == 1:
+            if _is_flat(data.shape, shape):
                 values = np.reshape(data[()], shape)[cut]
             else:
                 values = data[cut] if data.ndim == 2 else _mean(data, *cut)
@@ -280,10 +281,18 @@ def _dataset(file: h5py.File, path: str, dataset: str | None, what: str) -> h5py
     )
 
 
+def _is_flat(found: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Tell whether a map has the pixels in their order and another shape."""
+    if found == (math.prod(shape),):
+        return True
+    # A stack of frames has frames of another shape.
+    return len(found) == 3 and (found[0] * found[1], found[2]) == shape and found[1:] != shape
+
+
 def _refuse_shape(
     found: tuple[int, ...], shape: tuple[int, ...], location: str, what: str, stack: bool
 ) -> None:
-    if found == (math.prod(shape),):
+    if _is_flat(found, shape):
         return
     allowed = (2, 3) if stack else (2,)
     if len(found) not in allowed or found[-2:] != shape or 0 in found:

@@ -22,6 +22,7 @@ from spidask.io.files import find_runs
 from spidask.io.identity import read_originals
 from spidask.io.index import FileEntry, index_files, stat_file
 from spidask.io.layout import ANYTHING, DATASET, ENERGIES, FileLayout
+from spidask.io.modules import tell_faults
 from spidask.io.stack import EVENT_IDS, StackInfo, locate
 from spidask.io.stretches import (
     Codes,
@@ -55,10 +56,14 @@ def open_runs(
     Parameters
     ----------
     files : str or sequence of str
-        Paths or globs of HDF5 files, Zarr folders and files of Dragonfly's photons.
+        Paths or globs of HDF5 files, Zarr folders, files of Dragonfly's photons and run folders of
+        the European XFEL.
     dataset : str
-        Path of the stack of frames (frame, y, x) inside each file. Where it is the default and not
-        there, the other usual places of CXI, psocake and CXIDB 58 are looked at.
+        Path of the stack of frames (frame, y, x) inside each file, or of one of several modules
+        (frame, module, slow scan, fast scan), which become one below the other. Where it is the
+        default and not there, the other usual places of CXI, psocake and CXIDB 58 are looked at.
+        Of run folders the detector's name or a pattern such as ``*AGIPD1M*``; a path stands for
+        the only one.
     pattern : str, optional
         Regular expression with a group ``run``; joins files to runs, see `find_runs`.
     frames_per_block : int
@@ -66,8 +71,8 @@ def open_runs(
     cache : pathlib.Path, optional
         JSON file that keeps the index of the files for the next time.
     layout : FileLayout
-        Shape of frames in files that do not know it, a mask inside the files, and arrays that
-        name the original run and index of each frame.
+        Shape of frames in files that do not know it, a mask inside the files, the bits of that
+        beside several modules, and arrays that name the original run and index of each frame.
     events : Events, optional
         Small data of the facility, joined by time stamp.
 
@@ -85,7 +90,9 @@ def open_runs(
         ``unreadable_files``, list of [path, reason], whose frames are unknown and not here;
         ``unreadable_runs``, names of the runs that have no other files; ``odd_files``, list of
         [path, reason], whose frames have another shape than most files' and are here but filled;
-        ``frame_shape``; ``frames_per_block``.
+        ``faults``, path to what is missing or odd of a detector of several modules, see
+        `modules.TOLD`, whose frames are here and filled, and which is told among the odd files
+        too; ``frame_shape``; ``frames_per_block``; ``mask_bits``.
 
     Raises
     ------
@@ -123,6 +130,7 @@ def open_runs(
         "unreadable_files": unreadable,
         "unreadable_runs": [name for name, paths in runs.items() if not readable & set(paths)],
         "odd_files": _odd_files(good, shape),
+        "faults": {e.path: i.faults for e, i in zip(good, _infos(good), strict=True) if i.faults},
         "frame_shape": list(shape),
         "frames_per_block": frames_per_block or choose_block(shape, dtype),
     }
@@ -140,11 +148,12 @@ def _usual_shape(entries: list[FileEntry]) -> tuple[int, int]:
 
 
 def _odd_files(entries: list[FileEntry], shape: tuple[int, int]) -> list[list[str]]:
+    pairs = list(zip(entries, _infos(entries), strict=True))
     return [
         [entry.path, f"frames of {info.shape[1:]}, expected {shape}; leave it out of runs.files"]
-        for entry, info in zip(entries, _infos(entries), strict=True)
+        for entry, info in pairs
         if info.shape[1:] != shape
-    ]
+    ] + [[entry.path, tell_faults(info.faults)] for entry, info in pairs if info.faults]
 
 
 def choose_block(shape: tuple[int, int], dtype: np.dtype[Any]) -> int:

@@ -66,6 +66,8 @@ class StackInfo:
         Path of the stack inside the file.
     energies : dict
         Name in the vocabulary to the path of the array, and the factor that gives its unit.
+    faults : dict
+        What is missing or odd of a detector of several modules, see `modules.TOLD`.
     """
 
     shape: tuple[int, ...]
@@ -74,6 +76,7 @@ class StackInfo:
     event_ids: dict[str, list[str]] = field(default_factory=dict)
     dataset: str = ""
     energies: dict[str, list[Any]] = field(default_factory=dict)
+    faults: dict[str, Any] = field(default_factory=dict)
 
 
 def describe_stack(
@@ -151,15 +154,12 @@ def find_event_ids(dataset: str, n_frames: int, describe: Describe) -> dict[str,
     places = list(dict.fromkeys([*groups, *PLACES]))
     found = {}
     for name, variants in EVENT_IDS.items():
-        for paths in ([_join(place, n) for n in names] for place in places for names in variants):
+        every = ([f"{p}/{n}".lstrip("/") for n in names] for p in places for names in variants)
+        for paths in every:
             if all(_is_column(describe(path), n_frames) for path in paths):
                 found[name] = paths
                 break
     return found
-
-
-def _join(place: str, name: str) -> str:
-    return f"{place}/{name}" if place else name
 
 
 def _is_column(found: tuple[tuple[int, ...], str] | None, n_frames: int) -> bool:
@@ -180,9 +180,11 @@ def read_event_ids(arrays: Mapping[str, Source], rows: slice) -> NDArray[np.int6
     -------
     ndarray
         Event ids, shape (frame,), int64. Seconds and nanoseconds become
-        ``seconds << 32 | nanoseconds``, which is how LCLS-1 writes ``event_time``.
+        ``seconds << 32 | nanoseconds``, which is how LCLS-1 writes ``event_time``; of an id for
+        each module the largest counts, as modules that are missing have 0.
     """
-    columns = [np.asarray(array[rows]).astype(np.int64) for array in arrays.values()]
+    read = [np.asarray(array[rows]).astype(np.int64) for array in arrays.values()]
+    columns = [c.max(axis=1) if c.ndim == 2 else c for c in read]
     if len(columns) == 1:
         return columns[0]
     seconds, nanoseconds = columns
@@ -245,22 +247,32 @@ def read_frames(
     y_read, y_rest = enclose(y, shape[1])
     x_read, x_rest = enclose(x, shape[2])
     read = _Region(source, y_read, x_read, shape, dtype, path)
-    rest: tuple[Any, ...] = (slice(None), y_rest, x_rest)
     if isinstance(rows, slice | int | np.integer):
         row_read, row_rest = enclose(rows, shape[0])
-        if row_rest != slice(None):
-            rest = (row_rest, y_rest, x_rest)
-        return _cut(read.block(row_read), rest)
+        return cut_block(read.block(row_read), (row_rest, y_rest, x_rest))
     # Scattered frames are read one at a time: the frames between them are nobody's wish.
-    wanted = locate(rows, shape[0]).tolist()
-    frames = [read.block(slice(row, row + 1)) for row in wanted]
-    return _cut(np.concatenate([read.filled(slice(0, 0)), *frames]), rest)
+    frames = [read.block(slice(row, row + 1)) for row in locate(rows, shape[0]).tolist()]
+    rest = (slice(None), y_rest, x_rest)
+    return cut_block(np.concatenate([read.filled(slice(0, 0)), *frames]), rest)
 
 
-def _cut(block: NDArray[Any], rest: tuple[Any, ...]) -> NDArray[Any]:
-    if all(isinstance(index, slice) and index == slice(None) for index in rest):
-        return block
-    return np.ascontiguousarray(block[rest])
+def cut_block(block: NDArray[Any], rest: tuple[Any, ...]) -> NDArray[Any]:
+    """Take what is wanted of a block that was read, and let go of the rest.
+
+    Parameters
+    ----------
+    block : ndarray
+        Frames.
+    rest : tuple
+        What `enclose` leaves to take along each axis.
+
+    Returns
+    -------
+    ndarray
+        A part of the block.
+    """
+    whole = all(isinstance(index, slice) and index == slice(None) for index in rest)
+    return block if whole else np.ascontiguousarray(block[rest])
 
 
 def enclose(index: Any, length: int) -> tuple[slice, Any]:

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from spidask.io.euxfel import find_layout, is_run_folder, read_run_ids
 from spidask.io.hdf5 import StackReader, open_hdf5, read_hdf5_ids
 from spidask.io.layout import ANYTHING, PHOTONS, FileLayout
 from spidask.io.masks import hide_pixels
+from spidask.io.modules import ModulesReader
 from spidask.io.photons import PhotonsReader
 from spidask.io.stack import MISSING_ID, UNDECODABLE, enclose, locate
 from spidask.io.zarr import ZarrReader, is_zarr, open_zarr, read_zarr_ids
@@ -96,9 +98,10 @@ class FramesReader:
     stretches : Stretches
         Which frames, file numbers counting `paths`.
     paths : tuple of str
-        HDF5 files, Zarr folders and Dragonfly's files of photons.
+        HDF5 files, Zarr folders, Dragonfly's files of photons and run folders of the European
+        XFEL.
     datasets : tuple of str
-        Path of the stack inside each.
+        Path of the stack inside each; of run folders, the detector.
     lengths : tuple of int
         Number of frames of each file.
     frame_shape : tuple of int
@@ -106,7 +109,8 @@ class FramesReader:
     dtype : numpy.dtype
         Dtype of what is returned.
     layout : FileLayout
-        Whether each file holds a mask, whose pixels are NaN; then `dtype` is a float.
+        Whether each file holds a mask, whose pixels are NaN; then `dtype` is a float. Which bits
+        of the mask beside the frames of several modules make a pixel missing.
     """
 
     stretches: Stretches
@@ -148,14 +152,17 @@ class FramesReader:
             hide_pixels(block, mask, key, self.layout, self.frame_shape)
         return block
 
-    def _reader(self, number: int) -> ZarrReader | StackReader | PhotonsReader:
+    def _reader(self, number: int) -> ZarrReader | StackReader | PhotonsReader | ModulesReader:
         path, dataset = self.paths[number], self.datasets[number]
         shape = (self.lengths[number], *self.frame_shape)
         if is_zarr(path):
             return ZarrReader(path, dataset, shape, self.dtype)
+        if is_run_folder(path):
+            modules = find_layout(path, dataset)
+            return ModulesReader(modules, open_hdf5, self.dtype, self.layout.mask_bits)
         if dataset == PHOTONS:
             return PhotonsReader(path, shape, self.dtype)
-        return StackReader(path, dataset, shape, self.dtype)
+        return StackReader(path, dataset, shape, self.dtype, self.layout.mask_bits)
 
     def _nothing(self, region: Sequence[Any]) -> NDArray[Any]:
         return np.empty((0, *self.frame_shape), self.dtype)[(slice(None), *region)]
@@ -229,7 +236,8 @@ class EventIds(BackendArray):
         path, names = self.paths[number], self.names[number]
         if not names:
             return np.full(n_rows, MISSING_ID, np.int64)
-        read = read_zarr_ids if is_zarr(path) else read_hdf5_ids
+        folder = read_run_ids if is_run_folder(path) else read_hdf5_ids
+        read = read_zarr_ids if is_zarr(path) else folder
         try:
             ids: NDArray[np.int64] = read(path, names, slice(row, row + n_rows))
             return ids

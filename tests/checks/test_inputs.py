@@ -157,3 +157,18 @@ def test_a_virtual_cxi_of_zarr(beamtime, runs):
     found = check(config(beamtime, runs, handoff=handoff, runs={"files": files}))
     assert places(found) == [("error", "handoff.cxi")]
     assert found[0].message.endswith("r5 is none; set copy")
+
+
+def test_a_virtual_cxi_of_modules_and_of_binned_pixels(beamtime, runs):
+    changes = {"handoff": {"cxi": "virtual"}, "preprocessing": {"bin": 2}}
+    found = check(config(beamtime, runs, **changes))
+    assert [f.message for f in found if f.place == "handoff.cxi"] == [
+        "virtual is of raw frames, and preprocessing.assembly or bin makes other pixels of them; "
+        "set copy"
+    ]
+    rows, columns = SHAPE
+    with h5py.File(runs / "r5.h5", "w") as file:
+        file["data"] = np.zeros((3, 2, rows // 2, columns), np.uint16)
+    found = check(config(beamtime, runs, handoff={"cxi": "virtual"}))
+    assert places(found) == [("error", "handoff.cxi")]
+    assert found[0].message.endswith("r5.h5 is none; set copy")

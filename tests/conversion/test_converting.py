@@ -324,3 +324,16 @@ def test_sources_that_are_none(tmp_path):
         convert(path, tmp_path / "o.zarr")
     with pytest.raises(DataError, match="holds 30 pixels a frame, expected 5 x 7"):
         convert(path, tmp_path / "o.zarr", shape=(5, 7))
+
+
+def test_modules_are_refused(tmp_path):
+    with h5py.File(tmp_path / "virtual.cxi", "w") as file:
+        file["entry_1/data_1/data"] = np.zeros((2, 16, 4, 4), np.float32)
+    with pytest.raises(DataError, match=r"virtual.cxi: holds several modules a frame, \(2, 16, 4"):
+        convert(tmp_path / "virtual.cxi", tmp_path / "out.zarr")
+    run = tmp_path / "r0001"
+    run.mkdir()
+    (run / "RAW-R0001-AGIPD00-S00000.h5").touch()
+    with pytest.raises(DataError, match=r"r0001: is a run of the European XFEL; stacks .* convert"):
+        convert(run, tmp_path / "out.zarr")
+    assert not (tmp_path / "out.zarr").exists()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from spidask.frames.calibrate import Calibration, calibrate, unreadable_frames, whole_asics
+from spidask.frames.calibrate import Calibration, calibrate, whole_asics
 
 
 def plain(shape, offset=0.0, divisor=1.0, **settings):
@@ -85,14 +85,14 @@ def test_missing_saturated_and_bad_pixels():
 @pytest.mark.parametrize(
     ("dtype", "fill"), [("u1", 255), ("i2", 32767), (">u2", 65535), ("f4", np.nan)]
 )
-def test_frames_of_fill_are_unreadable(dtype, fill):
+def test_frames_and_pixels_of_fill_are_missing(dtype, fill):
     block = np.ones((3, 2, 2), dtype)
     block[1] = fill
     block[2, 0, 0] = fill
-    assert unreadable_frames(block).tolist() == [False, True, False]
     out = calibrate(block, plain((2, 2)))
     assert np.isnan(out[1]).all()
     assert (out[0] == 1).all()
+    assert np.isnan(out[2]).tolist() == [[True, False], [False, False]]
     assert out[2, 1, 1] == 1
 
 

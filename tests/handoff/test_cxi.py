@@ -80,6 +80,23 @@ def test_zarr_cannot_be_linked_to(selection, config, photons, tmp_path):
         export(selection, frames, with_cxi(config, "virtual"), tmp_path)
 
 
+def test_modules_and_assembled_images_cannot_be_linked_to(
+    selection, frames, config, photons, tmp_path
+):
+    virtual = with_cxi(config, "virtual")
+    binned = {"preprocessing": {"bin": 2, "saturation_adu": 20}}
+    with pytest.raises(ConfigError, match=r"handoff.cxi: virtual is of raw frames, and .* set it"):
+        export(selection, frames, with_cxi(config, "virtual", **binned), tmp_path)
+    (tmp_path / "modules").mkdir()
+    for code, run in enumerate(("r0001", "r0002")):
+        with h5py.File(tmp_path / "modules" / f"{run}.h5", "w") as file:
+            file["data"] = photons[code].reshape(-1, 2, 3, 8)
+    frames = open_runs(str(tmp_path / "modules" / "r*"), "data")
+    export(selection, frames, with_cxi(config, "copy"), tmp_path)
+    with pytest.raises(ConfigError, match=r"handoff.cxi: virtual .*r0001.h5 holds none of 6 x 8"):
+        export(selection, frames, virtual, tmp_path)
+
+
 def test_no_cxi(selection, frames, config, tmp_path):
     export(selection, frames, config, tmp_path)
     export(selection, frames, with_cxi(config, "none"), tmp_path)

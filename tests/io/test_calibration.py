@@ -47,7 +47,7 @@ def test_maps_of_a_run_become_offset_and_divisor(folder):
 def test_common_mode_reads_whole_asics(folder):
     settings = {"region": {"y": [1, 2], "x": [2, 5]}, "common_mode": {"asic": [1, 4], "max_adu": 9}}
     recipe = recipe_of(config(folder, **settings), "r1", (4, 6))
-    assert (recipe.region, recipe.read) == ((1, 2, 2, 5), (1, 2, 0, 6))
+    assert (recipe.region, recipe.read) == ((1, 2, 2, 5), ((1, 2, 0, 6),))
     assert load_calibration(recipe).offset.shape == (1, 6)
 
 

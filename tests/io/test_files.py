@@ -62,7 +62,7 @@ def test_what_matches_nothing_is_named_with_what_is_there(tmp_path):
         ConfigError, match=r"x/\*\.h5' matches nothing; .*, holds r0\.h5, .*r4\.h5 and 2 more$"
     ):
         find_runs([f"{tmp_path}/x/*.h5"])
-    with pytest.raises(ConfigError, match=r"is a folder and no Zarr; .*\*\.h5"):
+    with pytest.raises(ConfigError, match=r"is a folder and neither a Zarr nor .*\*\.h5"):
         find_runs([str(tmp_path)])
 
 
