@@ -4,7 +4,8 @@
     python jobs/measure_orientation.py out out/orientation --simulated
 
 --simulated compares with the particle of the config's section `simulation`, or of its defaults
-where the config only reads what was simulated before.
+where the config only reads what was simulated before. --start writes the intensity that EMC starts
+from instead.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from spidask.config import Sample
 from spidask.errors import SpidaskError
 from spidask.io.manifest import read_config
-from spidask.orientation import compute_model, measure
+from spidask.orientation import compute_model, measure, write_start
 
 
 def main() -> None:
@@ -27,13 +28,18 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("folder", type=Path, nargs="?", help="where EMC ran")
     parser.add_argument("--simulated", action="store_true")
+    parser.add_argument("--start", action="store_true")
     options = parser.parse_args()
+    folder = options.folder or options.output / "orientation"
     try:
+        if options.start:
+            write_start(options.output, folder)
+            return
         model = None
         if options.simulated:
             simulation = read_config(options.output).simulation
             model = compute_model(options.output, simulation.sample if simulation else Sample())
-        meters = measure(options.output, options.folder, model)
+        meters = measure(options.output, folder, model)
     except SpidaskError as error:
         sys.exit(f"error: {error}")
     low, high = (radius * meters["voxel"] for radius in meters["shells"])
@@ -46,6 +52,7 @@ def main() -> None:
 
 
 NAMES = {
+    "contrast": "contrast over a shell",
     "symmetry": "correlation with itself under the rotations of an icosahedron",
     "model": "correlation with the model",
     "halves": "correlation between the halves",

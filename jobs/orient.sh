@@ -7,7 +7,9 @@
 #
 #   --blacklist FILE  a line for each frame of photons.h5, 1 = left out; `selection`, the default,
 #                     is OUT/dragonfly/blacklist.txt, and `none` leaves nothing out
-#   --iterations N    of EMC (12)
+#   --iterations N    of EMC (24)
+#   --beta-factor F   on Dragonfly's own beta, which sharpens the orientations; it grows by 1.414
+#                     every four iterations (2)
 #   --num-div N       rotations are 0.944 / N rad apart (that of OUT/dragonfly/config.ini)
 #   --threads N       (every core)
 #   --halves          recover each half of the frames as well, to correlate the two: for objects
@@ -19,20 +21,21 @@
 set -euo pipefail
 
 fail() { echo "error: $*" >&2; exit 1; }
-usage() { sed -n '4,16s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '4,18s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
-blacklist=selection iterations=12 num_div='' threads=$(nproc) halves='' into=''
+blacklist=selection iterations=24 beta=2 num_div='' threads=$(nproc) halves='' into=''
 [ $# -ge 1 ] && [ "${1#-}" = "$1" ] || usage
 out=$1; shift
 while [ $# -gt 0 ]; do
     case $1 in
         --halves) halves=yes; shift; continue ;;
-        --blacklist|--iterations|--num-div|--threads|--into) [ $# -ge 2 ] || usage ;;
+        --blacklist|--iterations|--beta-factor|--num-div|--threads|--into) [ $# -ge 2 ] || usage ;;
         *) usage ;;
     esac
     case $1 in
         --blacklist) blacklist=$2 ;;
         --iterations) iterations=$2 ;;
+        --beta-factor) beta=$2 ;;
         --num-div) num_div=$2 ;;
         --threads) threads=$2 ;;
         --into) into=$2 ;;
@@ -42,10 +45,12 @@ done
 into=${into:-$out/orientation}
 jobs=$(cd "$(dirname "$0")" && pwd)
 dragonfly=${SPIDASK_DRAGONFLY_PYTHON:-}
+spidask=${SPIDASK_PYTHON:-python3}
 
 for number in "$iterations" "${num_div:-1}" "$threads"; do
     [[ $number =~ ^[1-9][0-9]*$ ]] || fail "'$number' is no number of threads, iterations or num_div"
 done
+[[ $beta =~ ^[0-9]*\.?[0-9]+$ ]] || fail "'$beta' is no factor on beta"
 missing=()
 for name in photons.h5 detector.h5 config.ini index.csv; do
     [ -e "$out/dragonfly/$name" ] || missing+=("$out/dragonfly/$name")
@@ -77,12 +82,15 @@ fi
 
 recover() {  # in a folder that holds its blacklist
     local to=$1 from key
-    rm -rf "$to/output" "$to/EMC.log" "$to/meters.json" "$to/slices.npz"
+    rm -rf "$to/output" "$to/EMC.log" "$to/start.h5" "$to/meters.json" "$to/slices.npz"
     from=$(realpath --relative-to="$to" "$out/dragonfly")
     sed -e "s|^in_photons_file *=.*|in_photons_file = $from/photons.h5|" \
         -e "s|^in_detector_file *=.*|in_detector_file = $from/detector.h5|" \
         ${num_div:+-e "s|^num_div *=.*|num_div = $num_div|"} \
-        -e '/^\[emc\]/a fixed_seed = 1' "$out/dragonfly/config.ini" > "$to/config.ini"
+        -e "s|^beta_factor *=.*|beta_factor = $beta|" \
+        -e "s|^beta_schedule *=.*|beta_schedule = 1.414 4|" \
+        -e '/^\[emc\]/a start_model_file = start.h5' "$out/dragonfly/config.ini" > "$to/config.ini"
+    "$spidask" "$jobs/measure_orientation.py" "$out" "$to" --start
     "$dragonfly" -c 'from dragonfly.recon import main; main()' \
         -c "$to/config.ini" -t "$threads" "$iterations" > "$to/emc.out" 2>&1 ||
         fail "EMC ends with $?: $(tail -n 1 "$to/emc.out"); see $to/emc.out"
@@ -100,4 +108,4 @@ if [ -n "$halves" ]; then
         recover "$into/half$half"
     done
 fi
-"${SPIDASK_PYTHON:-python3}" "$jobs/measure_orientation.py" "$out" "$into"
+"$spidask" "$jobs/measure_orientation.py" "$out" "$into"

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 
@@ -18,9 +19,11 @@ from spidask.intensity import (
     cut_plane,
     find_rotation,
     mean_over_shells,
+    measure_contrast,
     measure_symmetry,
 )
-from spidask.io.dragonfly import read_blacklist, read_detector
+from spidask.io.dragonfly import Detector, read_blacklist, read_detector
+from spidask.io.emc import read_photons
 from spidask.io.manifest import read_config
 from spidask.io.reconstruction import read_reconstruction
 from spidask.records import write_json
@@ -30,6 +33,10 @@ Floats = npt.NDArray[np.float64]
 
 FRINGES = 2
 """Fringes of the particle that are left out in the middle: there all particles are spheres."""
+ROTATION_STEP = 0.944
+"""Distance of Dragonfly's rotations, rad, times num_div (Loh and Elser, PRE 80 (2009) 026705)."""
+START_NOISE = 0.5
+"""By how much the start deviates from the radial mean, at most."""
 WEIGHTS = "each shell counts the same"
 
 
@@ -56,25 +63,30 @@ def measure(
     -------
     dict
         What ``meters.json`` in `folder` holds: ``made``, ``frames``, ``iterations``,
-        ``rms_change`` of each, ``voxel`` (1/nm), ``shells``, ``weights``, and the correlations
-        ``symmetry`` (with itself under the 59 rotations of an icosahedron), ``model`` (None
-        without one) and ``halves`` (None unless each half of the frames was recovered), each with
-        ``mean`` and the values of the ``shells``.
+        ``rms_change`` of each, ``voxel`` (1/nm), ``shells``, ``weights``, and with ``mean`` and
+        the values of the ``shells`` each: ``contrast`` (standard deviation over mean), and the
+        correlations ``symmetry`` (with itself under the 59 rotations of an icosahedron),
+        ``model`` (None without one) and ``halves`` (None unless each half of the frames was
+        recovered).
 
     Raises
     ------
     DataError
-        If nothing was recovered, a file is not what it should be, or no shell varies.
+        If nothing was recovered, a file is not what it should be, or no shell is known.
 
     Notes
     -----
+    Where EMC finds no orientations it recovers the radial mean and the faint trace of its own grid
+    of rotations, which has the symmetry of an icosahedron: the symmetry says something only where
+    the contrast is that of a particle.
+
     ``slices.npz`` holds cuts through the origin: ``recovered``, and ``model`` where there is one,
     oriented alike.
     """
     folder = Path(output) / "orientation" if folder is None else Path(folder)
     config, found = read_config(output), read_reconstruction(folder)
     voxel, reach = _sampling(Path(output) / "dragonfly")
-    shells = shells or choose_shells(config, voxel, reach)
+    shells = shells or choose_shells(config, voxel, reach, found.num_div)
     if model is None and config.simulation is not None:
         model = compute_model(output, config.simulation.sample)
     alignment = ALIGNED
@@ -90,6 +102,7 @@ def measure(
         "voxel": voxel,
         "shells": list(shells),
         "weights": WEIGHTS,
+        "contrast": _tell(measure_contrast(found.intensity, shells), shells),
         "symmetry": _tell(symmetry, shells),
         "model": None if model is None else _tell(with_model, shells),
         "halves": _correlate_halves(folder, shells),
@@ -119,13 +132,11 @@ def compute_model(output: str | Path, sample: Sample) -> Floats:
         `simulation.reciprocal.model_intensity`.
     """
     voxel, _ = _sampling(Path(output) / "dragonfly")
-    detector = read_detector(Path(output) / "dragonfly" / "detector.h5")
-    q = np.sqrt(detector.qx**2 + detector.qy**2 + detector.qz**2)
-    size = 2 * int(np.ceil(q.max())) + 3
+    size = _size(read_detector(Path(output) / "dragonfly" / "detector.h5"))
     return model_intensity(sample, read_config(output).geometry.photon_energy_ev, size, voxel)
 
 
-def choose_shells(config: Config, voxel: float, reach: float) -> tuple[int, int]:
+def choose_shells(config: Config, voxel: float, reach: float, num_div: int) -> tuple[int, int]:
     """Choose the shells on which intensities are compared.
 
     Parameters
@@ -136,31 +147,90 @@ def choose_shells(config: Config, voxel: float, reach: float) -> tuple[int, int]
         Edge of a voxel, 1/nm.
     reach : float
         Radius up to which the detector covers every shell, voxels.
+    num_div : int
+        Dragonfly's rotations are 0.944 / num_div rad apart.
 
     Returns
     -------
     tuple of int
-        First and last radius, voxels: from the third fringe, of 2 pi / diameter each, to `reach`.
+        First and last radius, voxels: from the third fringe, of 2 pi / diameter each, to where
+        the detector ends or neighbouring rotations are a fringe apart.
 
     Raises
     ------
     DataError
-        If the detector ends before.
+        If that ends before it begins.
 
     Examples
     --------
     >>> config = Config.model_validate({"runs": {"files": ["x"]}, "output": "y"})
-    >>> choose_shells(config, 0.015, 40.9)
-    (14, 40)
+    >>> choose_shells(config, 0.015, 40.9, 4)
+    (14, 25)
     """
-    diameter = float(np.mean(config.selection.size_window_nm))
-    first = int(np.ceil(1 + FRINGES * 2 * np.pi / diameter / voxel))
-    if first > int(reach):
+    fringe = 2 * np.pi / float(np.mean(config.selection.size_window_nm)) / voxel
+    first = int(np.ceil(1 + FRINGES * fringe))
+    last = int(min(reach, fringe * num_div / ROTATION_STEP))
+    if first > last:
         raise DataError(
-            f"the detector reaches {reach:.0f} voxels of {voxel:.3g} / nm, the third fringe of "
-            f"{diameter:.0f} nm begins at {first}; nothing tells orientations there"
+            f"nothing tells orientations: the third fringe begins at {first} voxels of "
+            f"{voxel:.3g} / nm, the detector reaches {reach:.0f} and num_div {num_div} as far as "
+            f"{fringe * num_div / ROTATION_STEP:.0f}; raise num_div, or export a larger region"
         )
-    return first, int(reach)
+    return first, last
+
+
+def write_start(output: str | Path, folder: str | Path, seed: int = 0) -> None:
+    """Write the intensity that EMC starts from: the radial mean of its frames, and noise.
+
+    Parameters
+    ----------
+    output : str or pathlib.Path
+        Output folder of a run.
+    folder : str or pathlib.Path
+        Where EMC is to run: its ``blacklist.txt`` says which frames, ``start.h5`` is written.
+    seed : int
+        Of the noise.
+
+    Raises
+    ------
+    DataError
+        If the blacklist leaves nothing, or a file is not what it should be.
+
+    Notes
+    -----
+    From Dragonfly's own start, white noise of no radial fall, the few brightest pixels choose one
+    rotation for all frames, and nothing gets out of it.
+    """
+    dragonfly, folder = Path(output) / "dragonfly", Path(folder)
+    used = np.flatnonzero(~read_blacklist(folder / "blacklist.txt"))
+    if not len(used):
+        raise DataError(f"{folder}/blacklist.txt leaves no frame")
+    detector = read_detector(dragonfly / "detector.h5")
+    good = detector.mask < 2
+    mean = np.asarray(read_photons(dragonfly / "photons.h5", used).sum(axis=0)) / len(used)
+    value = (mean / detector.corr * detector.corr[good].mean())[good]
+    q, size = _lengths(detector), _size(detector)
+    inner = q[good].astype(int)
+    shares = np.stack([1 - (q[good] - inner), q[good] - inner])
+    places = np.stack([inner, inner + 1]).ravel()
+    weight = np.bincount(places, shares.ravel(), size)
+    level = np.bincount(places, (shares * value).ravel(), size)[weight > 0] / weight[weight > 0]
+    squares = (np.arange(size) - size // 2) ** 2
+    radius = np.sqrt(squares[:, None, None] + squares[:, None] + squares)
+    floor = 1e-3 * float(value.mean())
+    profile = np.interp(radius, np.flatnonzero(weight > 0), np.maximum(level, floor))
+    noise = np.random.default_rng(seed).uniform(1 - START_NOISE, 1 + START_NOISE, radius.shape)
+    with h5py.File(folder / "start.h5", "w") as file:
+        file["intens"] = (profile * noise)[None]
+
+
+def _lengths(detector: Detector) -> Floats:
+    return np.sqrt(detector.qx**2 + detector.qy**2 + detector.qz**2)
+
+
+def _size(detector: Detector) -> int:
+    # Voxels along each axis as Dragonfly chooses them.
+    return 2 * int(np.ceil(_lengths(detector).max())) + 3
 
 
 def _sampling(dragonfly: Path) -> tuple[float, float]:
@@ -187,7 +257,7 @@ def _correlate_halves(folder: Path, shells: tuple[int, int]) -> dict[str, Any] |
 def _tell(correlation: Floats, shells: tuple[int, int]) -> dict[str, Any]:
     values = correlation[shells[0] : shells[1] + 1]
     if not np.isfinite(values).any():
-        raise DataError(f"no shell from {shells[0]} to {shells[1]} voxels is known and varies")
+        raise DataError(f"no shell from {shells[0]} to {shells[1]} voxels is known")
     return {
         "mean": mean_over_shells(correlation, shells),
         "shells": [float(v) if np.isfinite(v) else None for v in values],

@@ -11,6 +11,7 @@ from spidask.intensity.shells import (
     correlate_shells,
     cut_plane,
     mean_over_shells,
+    measure_contrast,
 )
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "cut_plane",
     "find_rotation",
     "mean_over_shells",
+    "measure_contrast",
     "measure_symmetry",
 ]

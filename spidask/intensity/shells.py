@@ -87,6 +87,44 @@ def correlate_shells(
     return out
 
 
+def measure_contrast(intensity: Floats, shells: tuple[int, int]) -> Floats:
+    """Measure how much an intensity varies over each shell.
+
+    Parameters
+    ----------
+    intensity : numpy.ndarray
+        Shape (n, n, n), float64; NaN where it is not known.
+    shells : tuple of int
+        First and last radius, voxels.
+
+    Returns
+    -------
+    numpy.ndarray
+        Standard deviation over mean for each shell from 0 to n // 2, float64; NaN outside
+        `shells`, and where nothing is known.
+
+    Raises
+    ------
+    DataError
+        If the intensity is no odd cube, or the shells are not within it.
+
+    Examples
+    --------
+    >>> z = np.arange(-3.0, 4.0)
+    >>> cube = np.broadcast_to(9 + z, (7, 7, 7))
+    >>> round(float(measure_contrast(cube, (2, 2))[2]) * 9 * 3**0.5 / 2, 1)
+    1.0
+    """
+    refuse_unsuitable(intensity, shells)
+    flat = flatten(intensity)
+    out = np.full(len(intensity) // 2 + 1, np.nan)
+    for radius in range(shells[0], shells[1] + 1):
+        values, known = flat.at(radius * sphere_points(int(4 * np.pi * radius**2)))
+        if known.any() and values[known].mean() > 0:
+            out[radius] = values[known].std() / values[known].mean()
+    return out
+
+
 def cut_plane(intensity: Floats, alignment: Alignment = ALIGNED) -> Floats:
     """Cut an intensity through its origin, in the plane x = 0 of its alignment's reference.
 

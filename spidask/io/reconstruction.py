@@ -23,12 +23,15 @@ class Reconstruction:
         photons of the mean frame over the detector's `corr`; NaN where no frame reaches.
     iterations : int
         Iterations done.
+    num_div : int
+        Refinement of the rotations; they are 0.944 / num_div rad apart.
     rms_change : list of float
-        Root mean square change of the voxels in each of them.
+        Root mean square change of the voxels in each iteration.
     """
 
     intensity: npt.NDArray[np.float64]
     iterations: int
+    num_div: int
     rms_change: list[float]
 
 
@@ -65,12 +68,14 @@ def read_reconstruction(folder: str | Path) -> Reconstruction:
     try:
         with h5py.File(path, "r") as file:
             intensity, weight = (file[name][0].astype(float) for name in ("intens", "inter_weight"))
+            num_div = int(np.max(file["params/num_div"][()]))
             if intensity.ndim != 3 or intensity.shape != weight.shape:
                 raise ValueError(f"intens and inter_weight of {intensity.shape}, {weight.shape}")
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path}: holds no 3D intensity of Dragonfly: {error}") from None
     intensity[weight <= 0] = np.nan
-    return Reconstruction(intensity, _number(path), _read_changes(Path(folder) / "EMC.log"))
+    changes = _read_changes(Path(folder) / "EMC.log")
+    return Reconstruction(intensity, _number(path), num_div, changes)
 
 
 def _number(path: Path) -> int:
