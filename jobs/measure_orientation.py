@@ -4,8 +4,8 @@
     python jobs/measure_orientation.py out out/orientation --simulated
 
 --simulated compares with the particle of the config's section `simulation`, or of its defaults
-where the config only reads what was simulated before. --start writes the intensity that EMC starts
-from instead.
+where the config only reads what was simulated before. --prepare writes what EMC starts from
+instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from spidask.config import Sample
 from spidask.errors import SpidaskError
 from spidask.io.manifest import read_config
-from spidask.orientation import compute_model, measure, write_start
+from spidask.orientation import compute_model, measure, prepare
 
 
 def main() -> None:
@@ -28,12 +28,12 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("folder", type=Path, nargs="?", help="where EMC ran")
     parser.add_argument("--simulated", action="store_true")
-    parser.add_argument("--start", action="store_true")
+    parser.add_argument("--prepare", action="store_true")
     options = parser.parse_args()
     folder = options.folder or options.output / "orientation"
     try:
-        if options.start:
-            write_start(options.output, folder)
+        if options.prepare:
+            prepare(options.output, folder)
             return
         model = None
         if options.simulated:

@@ -7,9 +7,9 @@
 #
 #   --blacklist FILE  a line for each frame of photons.h5, 1 = left out; `selection`, the default,
 #                     is OUT/dragonfly/blacklist.txt, and `none` leaves nothing out
-#   --iterations N    of EMC (24)
-#   --beta-factor F   on Dragonfly's own beta, which sharpens the orientations; it grows by 1.414
-#                     every four iterations (2)
+#   --iterations N    of EMC (20)
+#   --beta-factor F   on Dragonfly's own beta, which sharpens the orientations; it grows by 1.3
+#                     every three iterations (1.5)
 #   --num-div N       rotations are 0.944 / N rad apart (that of OUT/dragonfly/config.ini)
 #   --threads N       (every core)
 #   --halves          recover each half of the frames as well, to correlate the two: for objects
@@ -23,7 +23,7 @@ set -euo pipefail
 fail() { echo "error: $*" >&2; exit 1; }
 usage() { sed -n '4,18s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
-blacklist=selection iterations=24 beta=2 num_div='' threads=$(nproc) halves='' into=''
+blacklist=selection iterations=20 beta=1.5 num_div='' threads=$(nproc) halves='' into=''
 [ $# -ge 1 ] && [ "${1#-}" = "$1" ] || usage
 out=$1; shift
 while [ $# -gt 0 ]; do
@@ -82,15 +82,15 @@ fi
 
 recover() {  # in a folder that holds its blacklist
     local to=$1 from key
-    rm -rf "$to/output" "$to/EMC.log" "$to/start.h5" "$to/meters.json" "$to/slices.npz"
+    rm -rf "$to/output" "$to/EMC.log" "$to/start.h5" "$to/detector.h5" "$to/meters.json" "$to/slices.npz"
     from=$(realpath --relative-to="$to" "$out/dragonfly")
     sed -e "s|^in_photons_file *=.*|in_photons_file = $from/photons.h5|" \
-        -e "s|^in_detector_file *=.*|in_detector_file = $from/detector.h5|" \
+        -e "s|^in_detector_file *=.*|in_detector_file = detector.h5|" \
         ${num_div:+-e "s|^num_div *=.*|num_div = $num_div|"} \
         -e "s|^beta_factor *=.*|beta_factor = $beta|" \
-        -e "s|^beta_schedule *=.*|beta_schedule = 1.414 4|" \
+        -e "s|^beta_schedule *=.*|beta_schedule = 1.3 3|" \
         -e '/^\[emc\]/a start_model_file = start.h5' "$out/dragonfly/config.ini" > "$to/config.ini"
-    "$spidask" "$jobs/measure_orientation.py" "$out" "$to" --start
+    "$spidask" "$jobs/measure_orientation.py" "$out" "$to" --prepare
     "$dragonfly" -c 'from dragonfly.recon import main; main()' \
         -c "$to/config.ini" -t "$threads" "$iterations" > "$to/emc.out" 2>&1 ||
         fail "EMC ends with $?: $(tail -n 1 "$to/emc.out"); see $to/emc.out"

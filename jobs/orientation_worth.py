@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--most", type=int, help="frames of a set, drawn at random from more")
     parser.add_argument("--num-div", type=int, default=4)
-    parser.add_argument("--iterations", type=int, default=24)
+    parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--csv", type=Path, help="file to write the table to")
     options = parser.parse_args()

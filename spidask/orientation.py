@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from spidask.intensity import (
     measure_contrast,
     measure_symmetry,
 )
-from spidask.io.dragonfly import Detector, read_blacklist, read_detector
+from spidask.io.dragonfly import Detector, read_blacklist, read_detector, write_detector
 from spidask.io.emc import read_photons
 from spidask.io.manifest import read_config
 from spidask.io.reconstruction import read_reconstruction
@@ -35,6 +36,8 @@ FRINGES = 2
 """Fringes of the particle that are left out in the middle: there all particles are spheres."""
 ROTATION_STEP = 0.944
 """Distance of Dragonfly's rotations, rad, times num_div (Loh and Elser, PRE 80 (2009) 026705)."""
+INNER_FRINGES = 1.65
+"""Fringes whose pixels stay out of orientation."""
 START_NOISE = 0.5
 """By how much the start deviates from the radial mean, at most."""
 WEIGHTS = "each shell counts the same"
@@ -167,7 +170,7 @@ def choose_shells(config: Config, voxel: float, reach: float, num_div: int) -> t
     >>> choose_shells(config, 0.015, 40.9, 4)
     (14, 25)
     """
-    fringe = 2 * np.pi / float(np.mean(config.selection.size_window_nm)) / voxel
+    fringe = _fringe(config, voxel)
     first = int(np.ceil(1 + FRINGES * fringe))
     last = int(min(reach, fringe * num_div / ROTATION_STEP))
     if first > last:
@@ -179,15 +182,16 @@ def choose_shells(config: Config, voxel: float, reach: float, num_div: int) -> t
     return first, last
 
 
-def write_start(output: str | Path, folder: str | Path, seed: int = 0) -> None:
-    """Write the intensity that EMC starts from: the radial mean of its frames, and noise.
+def prepare(output: str | Path, folder: str | Path, seed: int = 0) -> None:
+    """Write what EMC starts from, besides what the export wrote.
 
     Parameters
     ----------
     output : str or pathlib.Path
         Output folder of a run.
     folder : str or pathlib.Path
-        Where EMC is to run: its ``blacklist.txt`` says which frames, ``start.h5`` is written.
+        Where EMC is to run: its ``blacklist.txt`` says which frames. ``start.h5`` (the radial mean
+        of the frames, with noise) and ``detector.h5`` are written.
     seed : int
         Of the noise.
 
@@ -199,29 +203,45 @@ def write_start(output: str | Path, folder: str | Path, seed: int = 0) -> None:
     Notes
     -----
     From Dragonfly's own start, white noise of no radial fall, the few brightest pixels choose one
-    rotation for all frames, and nothing gets out of it.
+    rotation for all frames, and nothing gets out of it. The innermost pixels hold most photons
+    and tell sizes, not orientations: the detector's mask keeps them out of orientation (1), not
+    of the intensity.
     """
     dragonfly, folder = Path(output) / "dragonfly", Path(folder)
     used = np.flatnonzero(~read_blacklist(folder / "blacklist.txt"))
     if not len(used):
         raise DataError(f"{folder}/blacklist.txt leaves no frame")
     detector = read_detector(dragonfly / "detector.h5")
+    photons = np.asarray(read_photons(dragonfly / "photons.h5", used).sum(axis=0)) / len(used)
+    start = _spread_radially(photons, detector)
+    start *= np.random.default_rng(seed).uniform(1 - START_NOISE, 1 + START_NOISE, start.shape)
+    with h5py.File(folder / "start.h5", "w") as file:
+        file["intens"] = start[None]
+    voxel, _ = _sampling(dragonfly)
+    inner = _lengths(detector) < INNER_FRINGES * _fringe(read_config(output), voxel)
+    mask = np.where(inner & (detector.mask == 0), 1, detector.mask).astype(np.uint8)
+    write_detector(folder / "detector.h5", replace(detector, mask=mask))
+
+
+def _spread_radially(photons: Floats, detector: Detector) -> Floats:
+    """The intensity that depends on the radius alone and gives these photons, on all voxels."""
     good = detector.mask < 2
-    mean = np.asarray(read_photons(dragonfly / "photons.h5", used).sum(axis=0)) / len(used)
-    value = (mean / detector.corr * detector.corr[good].mean())[good]
-    q, size = _lengths(detector), _size(detector)
-    inner = q[good].astype(int)
-    shares = np.stack([1 - (q[good] - inner), q[good] - inner])
-    places = np.stack([inner, inner + 1]).ravel()
-    weight = np.bincount(places, shares.ravel(), size)
-    level = np.bincount(places, (shares * value).ravel(), size)[weight > 0] / weight[weight > 0]
+    value = (photons / detector.corr * detector.corr[good].mean())[good]
+    q, size = _lengths(detector)[good], _size(detector)
+    inner = q.astype(int)
+    shares = np.concatenate([1 - (q - inner), q - inner])
+    places = np.concatenate([inner, inner + 1])
+    weight = np.bincount(places, shares, size)
+    total = np.bincount(places, shares * np.tile(value, 2), size)
+    known = np.flatnonzero(weight > 0)
     squares = (np.arange(size) - size // 2) ** 2
     radius = np.sqrt(squares[:, None, None] + squares[:, None] + squares)
-    floor = 1e-3 * float(value.mean())
-    profile = np.interp(radius, np.flatnonzero(weight > 0), np.maximum(level, floor))
-    noise = np.random.default_rng(seed).uniform(1 - START_NOISE, 1 + START_NOISE, radius.shape)
-    with h5py.File(folder / "start.h5", "w") as file:
-        file["intens"] = (profile * noise)[None]
+    level = np.maximum(total[known] / weight[known], 1e-3 * float(value.mean()))
+    return np.asarray(np.interp(radius, known, level))
+
+
+def _fringe(config: Config, voxel: float) -> float:
+    return float(2 * np.pi / np.mean(config.selection.size_window_nm) / voxel)
 
 
 def _lengths(detector: Detector) -> Floats:
