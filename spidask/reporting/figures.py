@@ -26,6 +26,12 @@ TEXT = "#7b828d"
 """Grey that can be read on white and on black."""
 QUIET, ACCENT, OTHER = "#9aa3af", "#2f81d6", "#e07b39"
 MOST_POINTS = 2000
+METERS = {
+    "model": "with the model",
+    "symmetry": "with itself, rotated as an icosahedron",
+    "halves": "between the two halves",
+}
+"""Correlations of a recovered intensity and what they are called."""
 
 
 @dataclass(frozen=True)
@@ -283,6 +289,48 @@ def draw_powder(sums: Mapping[str, Powder]) -> Picture | None:
     bar.set_label("photons per pixel and frame", color=TEXT, fontsize=9)
     stated = " and ".join(f"{powder.n} {name}" for name, powder in sums.items())
     return _picture(figure, f"Mean pattern of {stated} on a logarithmic scale, missing pixels grey")
+
+
+def draw_intensity(
+    meters: Mapping[str, Any], slices: Mapping[str, npt.NDArray[np.float64]]
+) -> Picture:
+    """Draw cuts through the recovered intensity and the model's, and the correlation by shell.
+
+    Parameters
+    ----------
+    meters : mapping
+        What `orientation.measure` gives.
+    slices : mapping of str to numpy.ndarray
+        ``recovered`` and perhaps ``model``, shape (n, n), float64, NaN where not known.
+
+    Returns
+    -------
+    Picture
+        The cuts side by side on logarithmic scales of their own, then the diagram.
+    """
+    n = len(slices)
+    figure, axes = _figure(1, n + 1, (3.6 * n + 5.0, 3.5), width_ratios=[1.0] * n + [1.4])
+    colours = matplotlib.colormaps["inferno"].with_extremes(bad=MISSING)
+    for cut, (name, values) in zip(axes, slices.items(), strict=False):
+        half = (len(values) // 2 + 0.5) * meters["voxel"]
+        low, high = np.quantile(values[values > 0], [0.05, 0.995])
+        norm = LogNorm(low, max(high, 2 * low), clip=True)
+        shown = np.fmax(values, low, where=np.isfinite(values), out=values.copy())
+        cut.imshow(shown, norm=norm, cmap=colours, extent=(-half, half, -half, half))
+        cut.set_xlabel("q (1/nm)")
+        cut.set_title(name, color=TEXT, fontsize=9)
+    first, last = meters["shells"]
+    q = meters["voxel"] * np.arange(first, last + 1)
+    for (name, label), colour in zip(METERS.items(), (ACCENT, OTHER, QUIET), strict=True):
+        if meters[name]:
+            values = np.array(meters[name]["shells"], float)
+            axes[-1].plot(q, values, "-o", ms=3, lw=1.4, color=colour, label=label)
+    axes[-1].set(xlabel="q (1/nm)", ylabel="correlation of a shell", ylim=(-0.1, 1.05))
+    _legend(axes[-1])
+    stated = [f"{METERS[name]} {meters[name]['mean']:.3f}" for name in METERS if meters[name]]
+    return _picture(
+        figure, f"Cuts of the {' and the '.join(slices)} intensity; {', '.join(stated)}"
+    )
 
 
 def _figure(

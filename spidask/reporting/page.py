@@ -21,9 +21,11 @@ import xarray as xr
 import yaml
 
 from spidask.config import Config
+from spidask.io.dragonfly import read_blacklist
 from spidask.io.files import natural_key
 from spidask.io.tables import read_comparison_csv
 from spidask.networks.member import Member, load_member
+from spidask.records import read_json
 from spidask.reporting import figures
 from spidask.reporting.facts import estimate_purity, make_funnel, match_truth, measure_quality
 from spidask.reporting.patterns import (
@@ -124,8 +126,8 @@ def write_report(selection: xr.Dataset, frames: xr.Dataset, config: Config, outp
     config : Config
         The settings that made the selection; `labels.truth` is read here.
     output : pathlib.Path
-        Output folder. Its ``members/``, ``metrics.csv``, ``comparison.csv`` and
-        ``manifest.json`` are shown if they are there.
+        Output folder. Its ``members/``, ``metrics.csv``, ``comparison.csv``,
+        ``orientation/meters.json`` and ``manifest.json`` are shown if they are there.
 
     Returns
     -------
@@ -154,6 +156,7 @@ def write_report(selection: xr.Dataset, frames: xr.Dataset, config: Config, outp
         **_draw(selection, counts, config, output),
         **_describe(config, output),
         "comparison": _read_comparison(output),
+        "orientation": _read_orientation(output),
     }
     path = output / "report.html"
     part = path.with_name("report.html.part")
@@ -263,6 +266,26 @@ def _read_comparison(output: Path) -> Comparison | None:
         measured=[row for row, ours in zip(rows, measured, strict=True) if ours],
         published=[row for row, ours in zip(rows, measured, strict=True) if not ours],
     )
+
+
+def _read_orientation(output: Path) -> dict[str, Any] | None:
+    folder = output / "orientation"
+    if not (folder / "meters.json").exists():
+        return None
+    meters = read_json(folder / "meters.json")
+    with np.load(folder / "slices.npz") as slices:
+        cuts = {name: slices[name] for name in ("recovered", "model") if name in slices}
+    first, last = (radius * meters["voxel"] for radius in meters["shells"])
+    named = [(told, meters[key]) for key, told in figures.METERS.items() if meters[key]]
+    lists = [path / "blacklist.txt" for path in (folder, output / "dragonfly")]
+    return meters | {
+        "picture": figures.draw_intensity(meters, cuts),
+        "correlations": named,
+        "range": (first, last),
+        "change": meters["rms_change"][-1] / max(meters["rms_change"]),
+        "is_selection": all(path.exists() for path in lists)
+        and read_blacklist(lists[0]).tolist() == read_blacklist(lists[1]).tolist(),
+    }
 
 
 def _cell(column: str, value: Any) -> str:

@@ -87,6 +87,26 @@ def draw_scene(
     return Scene(label, particle.kind, particle.diameter, ((particle,),), (np.zeros((1, 3)),))
 
 
+def draw_particle(sample: Sample, photon_energy_ev: float, rng: np.random.Generator) -> Particle:
+    """Draw the icosahedral particle that the experiment is about.
+
+    Parameters
+    ----------
+    sample : Sample
+        Sizes.
+    photon_energy_ev : float
+        Photon energy, eV.
+    rng : numpy.random.Generator
+        Source of all randomness.
+
+    Returns
+    -------
+    Particle
+        PR772 with its axes along those of the laboratory.
+    """
+    return _Draw(sample, photon_energy_ev, rng, None).upright()
+
+
 @dataclass(frozen=True)
 class _Draw:
     sample: Sample
@@ -98,8 +118,11 @@ class _Draw:
         """Draw the particle that the experiment is about."""
         if self.model is not None:
             return self.oriented(replace(self.model, kind="particle"))
+        return self.oriented(self.upright())
+
+    def upright(self) -> Particle:
         diameter = self.rng.normal(self.sample.diameter_nm, self.sample.diameter_spread_nm)
-        return self.oriented(self.virus(max(diameter, 0.5 * self.sample.diameter_nm)))
+        return self.virus(max(diameter, 0.5 * self.sample.diameter_nm))
 
     def virus(self, diameter: float) -> Particle:
         bodies = self.capsid(diameter)

@@ -214,3 +214,61 @@ def test_fringes_of_the_contrast_are_counted(beamtime):
     for fringes, told in ((1, "the innermost fringe."), (3, "the 3 innermost fringes.")):
         write_comparison_csv(table.assign(fringes=fringes), beamtime.output / "comparison.csv")
         assert f"over {told}" in words(report(beamtime))
+
+
+def write_meters(beamtime, **changes):
+    """What orientation determination leaves behind."""
+    folder = beamtime.output / "orientation"
+    folder.mkdir(exist_ok=True)
+    values = {"mean": 0.75, "shells": [1.0, 0.5, None]}
+    meters = {
+        "made": "2026-11-25 18:00",
+        "frames": 1234,
+        "iterations": 24,
+        "rms_change": [4.0, 8.0, 0.5],
+        "voxel": 0.015,
+        "shells": [13, 15],
+        "weights": "each shell counts the same",
+        "contrast": values | {"mean": 0.31},
+        "symmetry": values | {"mean": 0.875},
+        "model": None,
+        "halves": None,
+    }
+    (folder / "meters.json").write_text(json.dumps(meters | changes))
+    cut = np.exp(-np.hypot(*np.mgrid[-5:6, -5:6]))
+    cut[0, 0] = NAN
+    slices = {"recovered": cut} | ({"model": cut} if "model" in changes else {})
+    np.savez_compressed(folder / "slices.npz", **slices)
+    return values
+
+
+def test_meters_of_orientation_determination_are_a_section(beamtime):
+    assert "Orientation" not in words(report(beamtime))
+    write_meters(beamtime)
+    page = report(beamtime)
+    text = words(page)
+    assert "Purity Orientation Sizes" in text
+    assert "3D intensity from 1 234 frames in 24 iterations" in text
+    assert "changed it by 6.25 % of the largest change" in text
+    assert "from 0.195 to 0.225 / nm" in text
+    assert "correlation with itself, rotated as an icosahedron 0.875" in text
+    assert "mean of a shell 0.310" in text
+    assert "each shell counts the same" in text
+    assert "with the model" not in text
+    assert "between the two halves" not in text
+    assert "not the frames that are selected now" in text
+    assert 'alt="Cuts of the recovered intensity; with itself' in page
+
+
+def test_a_model_and_halves_are_shown_where_there_are_any(beamtime):
+    values = write_meters(beamtime, model={"mean": 0.625, "shells": [0.5, 0.75, 0.625]})
+    write_meters(beamtime, model=values, halves=values | {"mean": 0.5})
+    for folder in ("orientation", "dragonfly"):
+        (beamtime.output / folder).mkdir(exist_ok=True)
+        (beamtime.output / folder / "blacklist.txt").write_text("0\n1\n")
+    page = report(beamtime)
+    text = words(page)
+    assert "correlation with the model 0.750" in text
+    assert "correlation between the two halves 0.500" in text
+    assert "not the frames" not in text
+    assert 'alt="Cuts of the recovered and the model intensity; with the model 0.750' in page
