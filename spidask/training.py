@@ -89,10 +89,9 @@ def train(
         If workers do not come, or ranks fail again and again.
     """
     labelled, runs, index = load_labelled(frames, labels, config)
-    ensemble, seeds = config.training.ensemble, [config.training.seed]
-    if ensemble.kind == "seeds":
-        seeds = [seeds[0] + i for i in range(ensemble.n_members)]
-    part = split(runs, labelled.classes, config, config.training.seed)
+    ensemble, first = config.training.ensemble, config.training.seed
+    seeds = [first + i for i in range(ensemble.n_trained)]
+    part = split(runs, labelled.classes, config, first)
     into = [folder.absolute() / "checkpoints" / f"seed{seed}" for seed in seeds]
     jobs = [(part, config, seed, path) for seed, path in zip(seeds, into, strict=True)]
     try:

@@ -88,6 +88,46 @@ def test_a_large_region_costs_the_network_memory_and_time(tmp_path):
     assert plan(64).seconds["train"] == pytest.approx(4 * small.seconds["train"], rel=0.03)
 
 
+PICTURE = {"colours": "grey", "maximum": "own", "size": [128, 256]}
+
+
+@pytest.mark.parametrize(
+    ("training", "measured"),
+    [
+        ({}, 423e6),
+        ({"architecture": "resnet18", "initial": "random", "batch_size": 16}, 654e6),
+        (
+            {"architecture": "yolov3", "initial": "random", "width": 0.25, "batch_size": 16}
+            | {"representation": PICTURE},
+            553e6,
+        ),
+    ],
+)
+def test_training_takes_the_memory_that_was_measured(tmp_path, training, measured):
+    with h5py.File(tmp_path / "r0001.h5", "w") as file:
+        file.create_dataset("data", (64, 123, 240), np.uint16)
+    values = {"runs": {"files": [f"{tmp_path}/r*.h5"], "dataset": "data"}, "output": "out"}
+
+    def train_bytes(**more):
+        plan = make_plan(parse_config({**values, "training": {**training, **more}}))
+        assert "training a process that trains takes about" in "\n".join(plan.lines())
+        return plan.train_bytes - PROCESS_BYTES
+
+    assert measured < train_bytes() < 2 * measured
+    assert train_bytes(subdivisions=4) < 0.6 * train_bytes()
+
+
+def test_checkpoints_take_space(beamtime, tmp_path):
+    training = {"iterations": 100, "checkpoint_every": 30}
+    plan = make_plan(beamtime.config(tmp_path, training=training))
+    # 30, 60, 90 and 100, and two moments of the last; 0.13 million parameters.
+    assert plan.output_bytes["checkpoints"] == 6 * 511_840
+    members = {"members": [str(path) for path in beamtime.members]}
+    plan = make_plan(beamtime.config(tmp_path, inference=members))
+    assert plan.train_bytes == 0
+    assert "checkpoints" not in plan.output_bytes
+
+
 def test_workers_elsewhere_are_not_counted_here(beamtime, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_NNODES", "3")
     cluster = {"kind": "allocation", "gpus": 4}
@@ -129,7 +169,7 @@ def test_the_lines(beamtime, tmp_path):
         "input    600 frames of 40 x 48 uint16 in 3 runs, 3 files; 1 files unreadable"
     )
     assert lines[1] == "raw      2.3 MB, of which 1.73 MB are within the region to read"
-    assert lines[-2].startswith("output   73.4 kB if 1.6% of the frames are hits: labels.zarr 34.8")
+    assert "output   73.4 kB if 1.6% of the frames are hits: labels.zarr 34.8" in lines[-2]
     # 12 iterations of 16 patterns, 600 frames and 9.6 hits that five members score; the network
     # sees 36 x 40 pixels instead of 123 x 240.
     times = "train 0.12 s, classify 1 s, export 0.048 s"

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from spidask.checks.problems import Beamtime, Problem, as_problem, finds
+from spidask.config import Config
 from spidask.errors import ClusterError, SpidaskError, StoreError
 from spidask.io.files import natural_key
 from spidask.io.fingerprint import read_fingerprint
@@ -91,6 +92,13 @@ def _too_large(beamtime: Beamtime) -> Iterator[Problem]:
             f"{other}",
             "warning",
         )
+    if plan.train_bytes > plan.machine_bytes > 0 and _trains_here(beamtime.config):
+        yield Problem(
+            "training.subdivisions",
+            f"a process that trains takes about {format_bytes(plan.train_bytes)}, there are "
+            f"{format_bytes(plan.machine_bytes)}; raise it, or lower training.batch_size",
+            "warning",
+        )
     output, size = _nearest(Path(beamtime.config.output)), sum(plan.output_bytes.values())
     free = shutil.disk_usage(output).free
     if size > free:
@@ -100,6 +108,14 @@ def _too_large(beamtime: Beamtime) -> Iterator[Problem]:
             "free some space or choose another output",
             "warning",
         )
+
+
+def _trains_here(config: Config) -> bool:
+    """Whether networks are trained on CPUs whose memory is known."""
+    try:
+        return not config.cluster.gpus and resolve_device(config) == "cpu"
+    except ClusterError:
+        return False  # told where devices are checked
 
 
 def _nearest(path: Path) -> Path:

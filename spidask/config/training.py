@@ -55,10 +55,14 @@ class Ensemble(Section):
     """Iterations whose checkpoints are the members, whatever their F1; nothing: around the best."""
 
     @property
+    def n_trained(self) -> int:
+        """Number of networks that are trained."""
+        return self.n_members if self.kind == "seeds" else 1
+
+    @property
     def size(self) -> int:
-        """Number of members: the stages named, of every seed where there are several."""
-        n_seeds = self.n_members if self.kind == "seeds" else 1
-        return n_seeds * len(self.stages) if self.stages else self.n_members
+        """Number of members: the stages named, of every network."""
+        return self.n_trained * len(self.stages) if self.stages else self.n_members
 
 
 class Training(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,14 @@ class Cost:
         Numbers that are learnt.
     layer_bytes : int
         Input and output of the layer whose input and output are largest.
+    held_bytes : int
+        Outputs of all layers, which training keeps for the gradients.
     """
 
     gflop: float
     n_parameters: int
     layer_bytes: int
+    held_bytes: int
 
 
 def measure_cost(
@@ -63,12 +67,11 @@ def measure_cost(
         Its cost, counted on tensors without values.
     """
     blank = copy.deepcopy(network).to("meta").eval()
-    largest = 0
+    inputs, outputs = [0], [0]
 
     def note(_layer: nn.Module, given: tuple[Any, ...], out: Any) -> None:
-        nonlocal largest
-        tensors = [t for t in (*given, out) if isinstance(t, torch.Tensor)]
-        largest = max(largest, sum(t.numel() * t.element_size() for t in tensors))
+        for noted, tensors in ((inputs, given), (outputs, (out,))):
+            noted.append(sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor)))
 
     for layer in blank.modules():
         if not any(True for _ in layer.children()):
@@ -78,7 +81,8 @@ def measure_cost(
     with torch.inference_mode(), counter:
         blank(*blank.see(pattern, representation))
     n_parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Cost(counter.get_total_flops() / 1e9, n_parameters, largest)
+    largest = max(map(add, inputs, outputs))
+    return Cost(counter.get_total_flops() / 1e9, n_parameters, largest, sum(outputs))
 
 
 def measure_networks(config: Config, shape: tuple[int, int]) -> Cost:

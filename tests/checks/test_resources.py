@@ -58,6 +58,14 @@ def test_more_memory_than_there_is(beamtime, tmp_path):
     assert "cluster.cpu_workers" in problem.message
 
 
+def test_training_that_takes_more_memory_than_there_is(beamtime, tmp_path):
+    cluster = {"kind": "local", "gpus": 0, "cpu_workers": 1}
+    training = {"batch_size": 2**20}
+    (problem,) = check(beamtime.config(tmp_path, cluster=cluster, training=training))
+    assert (problem.severity, problem.place) == ("warning", "training.subdivisions")
+    assert problem.message.startswith("a process that trains takes about")
+
+
 def test_more_output_than_there_is_space(beamtime, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 90, 10))

@@ -22,9 +22,9 @@ from spidask.io.maps import Region
 from spidask.io.runs import choose_block
 from spidask.io.stack import EVENT_IDS
 from spidask.networks.cost import Cost, measure_networks
+from spidask.planning.plan import Plan
 from spidask.provenance import awaits_simulation
 from spidask.simulation.detector import PANEL
-from spidask.units import format_bytes, format_seconds
 
 HIT_RATE = 0.016
 """Hits per frame where nothing else is known: 190 000 of 12 million (Assalauova 2020)."""
@@ -58,104 +58,13 @@ EXPORTED_PER_SECOND = 200.0
 """Hits that one worker reads again and writes."""
 LAYERS_HELD = 3.5
 """Memory of a network for each pattern of a batch, in units of its largest layer."""
+TRAINING_HELD = 2.5
+"""Memory of training for each pattern of a piece of a batch, in units of its layers' outputs; seen
+1.5 to 2.4."""
+STATE_BYTES = 16
+"""Memory of a parameter in training: itself, its gradient, and two moments."""
 BLOCKS_HELD = 8
 """Blocks of patterns that wait for an adaptive threshold whose windows cut the blocks."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a config costs.
-
-    Attributes
-    ----------
-    runs, files, frames : int
-        What can be read.
-    unreadable : list
-        [path, reason] of files whose frames are unknown.
-    shape : tuple of int
-        Rows and columns of a frame.
-    dtype : str
-        NumPy dtype of a raw pixel.
-    shards : int
-        Tasks of the stage classify.
-    frames_per_shard, frames_per_block : int
-        Frames of a task, and of what it reads at once.
-    raw_bytes, read_bytes : int
-        Uncompressed raw frames, and the part of them that is read.
-    task_bytes, process_bytes : int
-        What a task reads, and the memory of the process that does it.
-    processes : int
-        Processes at a time, on this machine, in a job, or on an allocation's node.
-    machine_bytes : int
-        Memory of this machine, or of a batch job; 0 where the workers' machines are not known.
-    hit_rate : float
-        Share of hits that `output_bytes` assumes.
-    output_bytes : dict
-        File to the bytes expected.
-    workers : int
-        Workers of all jobs, of an allocation, or of this machine; of a scheduler that runs, what
-        `gpus` and `cpu_workers` say.
-    jobs : int
-        Batch jobs at a time; 0 where there is no batch system.
-    seconds : dict
-        Stage to the time expected.
-    script : str
-        The job script, empty where there is no batch system.
-    """
-
-    runs: int
-    files: int
-    frames: int
-    unreadable: list[list[str]]
-    shape: tuple[int, int]
-    dtype: str
-    shards: int
-    frames_per_shard: int
-    frames_per_block: int
-    raw_bytes: int
-    read_bytes: int
-    task_bytes: int
-    process_bytes: int
-    processes: int
-    machine_bytes: int
-    hit_rate: float
-    output_bytes: dict[str, int]
-    workers: int
-    jobs: int
-    seconds: dict[str, float]
-    script: str
-
-    def lines(self) -> list[str]:
-        """Say it to a person.
-
-        Returns
-        -------
-        list of str
-            Lines of text.
-        """
-        memory = self.processes * self.process_bytes
-        output = ", ".join(f"{k} {format_bytes(v)}" for k, v in self.output_bytes.items())
-        place = "a job's" if self.jobs else "this"
-        has = f"{place} machine has {format_bytes(self.machine_bytes)}"
-        times = ", ".join(f"{k} {format_seconds(v)}" for k, v in self.seconds.items())
-        jobs = f"{self.jobs} jobs at a time, {self.workers} workers in all"
-        told = [
-            f"input    {self.frames} frames of {self.shape[0]} x {self.shape[1]} {self.dtype} in "
-            f"{self.runs} runs, {self.files} files; {len(self.unreadable)} files unreadable",
-            f"raw      {format_bytes(self.raw_bytes)}, of which "
-            f"{format_bytes(self.read_bytes)} are within the region to read",
-            f"work     {self.shards} shards of up to {self.frames_per_shard} frames, read in "
-            f"blocks of up to {self.frames_per_block}",
-            f"task     reads {format_bytes(self.task_bytes)}; its process takes about "
-            f"{format_bytes(self.process_bytes)}",
-            f"memory   {self.processes} processes at a time, about {format_bytes(memory)}; "
-            + (has if self.machine_bytes else "the memory of their machines is not known here"),
-            f"output   {format_bytes(sum(self.output_bytes.values()))} if {self.hit_rate:.1%} of "
-            f"the frames are hits: {output}",
-            f"time     {times}, at the rates of one CPU core for each worker; neither GPUs nor a "
-            "busy file system are in that",
-        ]
-        return [*told, f"jobs     {jobs}; each:", "", self.script] if self.jobs else told
 
 
 @dataclass(frozen=True)
@@ -199,7 +108,8 @@ def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
     the raw values and 6 bytes a pixel. A network that costs more than the compact one on 123 x 240
     pixels takes more memory for each pattern of a batch, in proportion to its largest layer.
     Where blocks are no multiple of `hits.window`, 8 blocks of patterns wait besides for their
-    adaptive threshold.
+    adaptive threshold. Training keeps the outputs of all layers for each pattern of a piece of a
+    batch, and as much again for their gradients.
     """
     if frames is None and awaits_simulation(config):
         given = _simulated(config)
@@ -232,10 +142,12 @@ def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
         + (EVENT_BYTES * n_frames if config.events else 0)
         + threads * _block_bytes(config, given, max(read.values()))
         + threads * _network_bytes(config, cost),
+        train_bytes=_train_bytes(config, cost),
         processes=processes,
         machine_bytes=_machine_bytes(config),
         hit_rate=hit_rate,
-        output_bytes=_output_bytes(config, n_frames, hit_rate, pixels, given.event_ids),
+        output_bytes=_output_bytes(config, n_frames, hit_rate, pixels, given.event_ids)
+        | _checkpoint_bytes(config, cost),
         workers=n_workers,
         jobs=config.cluster.jobs if queued else 0,
         seconds=_seconds(config, n_frames, hit_rate, n_workers, cost.gflop / USUAL_GFLOP),
@@ -275,7 +187,7 @@ def _seconds(
     training, n_hits = config.training, n_frames * hit_rate
     ensemble = training.ensemble
     members = len(config.inference.members or []) or ensemble.size
-    networks = ensemble.n_members if ensemble.kind == "seeds" else 1
+    networks = ensemble.n_trained
     trained = networks * training.iterations * training.batch_size * cost
     # A network is trained by `ranks` workers, and several networks side by side.
     side_by_side = max(1, min(n_workers, networks * training.ranks))
@@ -328,6 +240,26 @@ def _block_bytes(config: Config, given: _Input, pixels: int) -> int:
 def _network_bytes(config: Config, cost: Cost) -> int:
     more = max(LAYERS_HELD * (cost.layer_bytes - USUAL_LAYER_BYTES), 0)
     return round(config.inference.batch_size * more)
+
+
+def _train_bytes(config: Config, cost: Cost) -> int:
+    training = config.training
+    if config.inference.members:
+        return 0
+    piece = training.batch_size // (training.ranks * training.subdivisions)
+    held = TRAINING_HELD * piece * cost.held_bytes
+    return PROCESS_BYTES + STATE_BYTES * cost.n_parameters + round(held)
+
+
+def _checkpoint_bytes(config: Config, cost: Cost) -> dict[str, int]:
+    # Weights of each checkpoint, and the last one's two moments.
+    training = config.training
+    if config.inference.members:
+        return {}
+    n = training.ensemble.n_trained * (
+        math.ceil(training.iterations / training.checkpoint_every) + 2
+    )
+    return {"checkpoints": 4 * cost.n_parameters * n}
 
 
 def _processes(config: Config) -> tuple[int, int]:
