@@ -256,10 +256,8 @@ def _checkpoint_bytes(config: Config, cost: Cost) -> dict[str, int]:
     training = config.training
     if config.inference.members:
         return {}
-    n = training.ensemble.n_trained * (
-        math.ceil(training.iterations / training.checkpoint_every) + 2
-    )
-    return {"checkpoints": 4 * cost.n_parameters * n}
+    n = math.ceil(training.iterations / training.checkpoint_every) + 2
+    return {"checkpoints": 4 * cost.n_parameters * n * training.ensemble.n_trained}
 
 
 def _processes(config: Config) -> tuple[int, int]:

@@ -60,7 +60,7 @@ def test_more_memory_than_there_is(beamtime, tmp_path):
 
 def test_training_that_takes_more_memory_than_there_is(beamtime, tmp_path):
     cluster = {"kind": "local", "gpus": 0, "cpu_workers": 1}
-    training = {"batch_size": 2**20}
+    training = {"batch_size": 2**16}
     (problem,) = check(beamtime.config(tmp_path, cluster=cluster, training=training))
     assert (problem.severity, problem.place) == ("warning", "training.subdivisions")
     assert problem.message.startswith("a process that trains takes about")
