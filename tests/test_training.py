@@ -159,7 +159,7 @@ YOLO = {
 
 
 # Steps of Adam would show the rounding of gradients that are nearly 0.
-DIVIDED = {"subdivisions": 2, "optimizer": "sgd", "burn_in": 3, "learning_rate": 1e-2}
+DIVIDED = {"subdivisions": 2, "optimizer": "sgd", "burn_in": 3, "learning_rate": 1e-3}
 
 
 @pytest.mark.parametrize("changes", [{}, DIVIDED, YOLO], ids=["compact", "divided", "yolov2"])
