@@ -26,6 +26,7 @@ from spidask.config import EM, Config
 from spidask.errors import ConfigError, DataError
 from spidask.frames.polar import to_polar
 from spidask.io.labels import read_labels
+from spidask.metrics import best_threshold
 
 N_RINGS, N_ANGLES = 40, 72
 log = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ def list_settings(config: Config) -> dict[str, Any]:
     )
     em_settings = {f"em.{key}": value for key, value in config.em.model_dump(mode="json").items()}
     window = {"selection.size_window_nm": list(config.selection.size_window_nm)}
-    return {**em_settings, **window, "labels.file": labels}
+    fraction = {"selection.expected_single_fraction": config.selection.expected_single_fraction}
+    return {**em_settings, **window, **fraction, "labels.file": labels}
 
 
 def classify(output: str | Path, config: Config) -> Result:
@@ -101,7 +103,7 @@ def classify(output: str | Path, config: Config) -> Result:
     best = _fit(blocks, output, config)
     chance = np.concatenate(best.chances)
     belongs, label = chance.argmax(1), label_hits(hits, config)
-    counts = count_classes(belongs, label, settings)
+    counts = count_classes(belongs, label, settings, config.selection.expected_single_fraction)
     folder = Path(output) / "em"
     folder.mkdir(exist_ok=True)
     counts.to_csv(folder / "classes.csv")
@@ -109,8 +111,8 @@ def classify(output: str | Path, config: Config) -> Result:
     chosen = np.flatnonzero(counts["selected"])
     if len(chosen) == 0:
         log.warning(
-            "em: of no class most labelled hits are single ones, so nothing is selected; look at "
-            "%s and set em.classes",
+            "em: no class holds a labelled single hit, so nothing is selected; look at %s and set "
+            "em.classes",
             folder / "classes.png",
         )
     reason = np.where(np.isin(belongs, chosen), "", "not_single")
@@ -125,7 +127,10 @@ def classify(output: str | Path, config: Config) -> Result:
 
 
 def count_classes(
-    belongs: npt.NDArray[np.integer[Any]], label: pd.Series[str], settings: EM
+    belongs: npt.NDArray[np.integer[Any]],
+    label: pd.Series[str],
+    settings: EM,
+    fraction: float | None = None,
 ) -> pd.DataFrame:
     """Count what is in every class, and choose those of single hits.
 
@@ -137,18 +142,23 @@ def count_classes(
         Name in `schema.CLASSES` for each hit, NaN without a label.
     settings : EM
         How many classes there are, and which ones were chosen by hand.
+    fraction : float, optional
+        Share of single hits that is expected; nothing: that of the labels.
 
     Returns
     -------
     pandas.DataFrame
         Index class; columns hits, labelled (hits with a label), single (with this one) and
-        selected (by hand, or because most of its labelled hits are single ones).
+        selected: by hand, or those that together have the largest F1 on the labelled hits, as
+        `best_threshold` finds it on the classes' shares of single hits.
 
     Examples
     --------
     >>> label = pd.Series(["single", "single", "multiple", "single", "multiple", None])
     >>> count_classes(np.array([0, 0, 0, 1, 1, 1]), label, EM(n_classes=2)).values.tolist()
-    [[3, 3, 2, True], [3, 2, 1, False]]
+    [[3, 3, 2, True], [3, 2, 1, True]]
+    >>> count_classes(np.array([0, 0, 0, 1, 1, 1]), label, EM(n_classes=2), 0.1)["selected"].values
+    array([ True, False])
     """
     counts = pd.DataFrame(
         {
@@ -162,7 +172,13 @@ def count_classes(
     ).rename_axis("class")
     if settings.classes is not None:
         return counts.assign(selected=counts.index.isin(settings.classes))
-    return counts.assign(selected=2 * counts["single"] > counts["labelled"])
+    share = counts["single"] / counts["labelled"].clip(lower=1)
+    known = label.notna().to_numpy()
+    is_single = (label[known] == "single").to_numpy()
+    if not is_single.any():
+        return counts.assign(selected=False)
+    threshold, _ = best_threshold(share.to_numpy()[belongs[known]], is_single, fraction)
+    return counts.assign(selected=share >= threshold)
 
 
 def draw_classes(model: em.Model, counts: pd.DataFrame, path: Path) -> None:
