@@ -88,7 +88,6 @@ recover() {  # in a folder that holds its blacklist
         -e "s|^in_detector_file *=.*|in_detector_file = detector.h5|" \
         ${num_div:+-e "s|^num_div *=.*|num_div = $num_div|"} \
         -e "s|^beta_factor *=.*|beta_factor = $beta|" \
-        -e "s|^beta_schedule *=.*|beta_schedule = 1.3 3|" \
         -e '/^\[emc\]/a start_model_file = start.h5' "$out/dragonfly/config.ini" > "$to/config.ini"
     "$spidask" "$jobs/measure_orientation.py" "$out" "$to" --prepare
     "$dragonfly" -c 'from dragonfly.recon import main; main()' \

@@ -124,8 +124,9 @@ def _settings(geometry: Geometry, layout: Layout, config: Config) -> dict[str, d
             "log_file": "EMC.log",
             "num_div": config.handoff.num_div,
             "need_scaling": 1,
-            "beta_factor": 1.0,
-            "beta_schedule": "1.414 10",
+            # With 1 and "1.414 10" nothing is recovered from the hits of jobs/orientation_worth.py.
+            "beta_factor": 1.5,
+            "beta_schedule": "1.3 3",
         },
     }
 
