@@ -88,8 +88,6 @@ def _unpack(raw, itemsize, n_elements, rows, width, first, lines):  # type: igno
                     at += size
                     size = (n_elements - whole) * itemsize
                     if number < n_blocks:
-                        if end - at < 4:
-                            return False
                         size = _big_endian(raw, at, 4)
                         at += 4
                     if size > end - at:
@@ -155,6 +153,7 @@ def _transpose(bits):  # type: ignore[no-untyped-def]
 def _decode(raw, at, end, out, n_bytes):  # type: ignore[no-untyped-def]
     # One block of LZ4: literals and matches in turn, and literals at the end. Copies go 8 bytes
     # at a time, up to 7 too far, which `SLACK` leaves room for; lengths are checked before.
+    # A block that ends within a match is left at the loop's end.
     done = 0
     while at < end:
         token = np.int64(raw[at])
@@ -167,8 +166,6 @@ def _decode(raw, at, end, out, n_bytes):  # type: ignore[no-untyped-def]
         done += length
         if at == end:
             return done == n_bytes
-        if end - at < 2:
-            return False
         back = np.int64(raw[at]) | np.int64(raw[at + 1]) << 8
         at, length = _length(raw, at + 2, end, token & 15)
         length += MINIMAL_MATCH

@@ -151,8 +151,7 @@ def open_hdf5(path: str, dataset: str) -> h5py.Dataset:
         If the file cannot be opened any more.
     """
     with _telling(path):
-        stat = os.stat(path)
-        return _open(path, dataset, stat.st_size, stat.st_mtime_ns)
+        return _open(path, dataset, *_stat(path))
 
 
 def open_frames(path: str, dataset: str) -> h5py.Dataset | DirectReader:
@@ -176,8 +175,7 @@ def open_frames(path: str, dataset: str) -> h5py.Dataset | DirectReader:
         If the file cannot be opened any more.
     """
     with _telling(path):
-        stat = os.stat(path)
-        return _open_frames(path, dataset, stat.st_size, stat.st_mtime_ns)
+        return _open_frames(path, dataset, *_stat(path))
 
 
 @contextmanager
@@ -190,6 +188,20 @@ def _telling(path: str) -> Iterator[None]:
             "put it back or open the runs again",
             path=path,
         ) from error
+
+
+_seen: dict[str, tuple[int, int]] = {}
+
+
+def _stat(path: str) -> tuple[int, int]:
+    stat = os.stat(path)
+    now = stat.st_size, stat.st_mtime_ns
+    if _seen.setdefault(path, now) != now:
+        # HDF5 would not look at the file again while it has it open, so everything is closed.
+        _open.cache_clear()
+        _open_frames.cache_clear()
+        _seen.clear()
+    return now
 
 
 @lru_cache(maxsize=N_OPEN)
