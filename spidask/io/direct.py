@@ -87,6 +87,10 @@ class DirectReader:
         self.ndim: int = array.ndim
         self.dtype: np.dtype[Any] = array.dtype
         self._array, self._index, self._descriptor = array, index, descriptor
+        # Bytes from one element of a chunk to the next along each axis, and of the whole chunk.
+        self._steps = [
+            math.prod(index.shape[axis + 1 :]) * array.dtype.itemsize for axis in range(self.ndim)
+        ]
         self._n_bytes = math.prod(index.shape) * array.dtype.itemsize
         weakref.finalize(self, os.close, descriptor)
 
@@ -102,7 +106,7 @@ class DirectReader:
             out = np.asarray(self._array[region])
         return cut_block(out, tuple(rest for _, rest in parts))
 
-    def _read(self, number: tuple[int, ...], inside: Slices, out: NDArray[Any]) -> None:
+    def _read(self, number: Place, inside: Slices, out: NDArray[Any]) -> None:
         """Read a part of a chunk."""
         index = self._index
         address, n_bytes = int(index.address[number]), int(index.n_bytes[number])
@@ -122,17 +126,14 @@ class DirectReader:
     def _read_plain(self, address: int, inside: Slices, out: NDArray[Any]) -> None:
         """Read a part of a chunk that lies there as it is: the rows that it touches."""
         *lead, y, x = inside
-        shape = self._index.shape
-        rows = np.empty((y.stop - y.start, shape[-1]), self.dtype)
-        steps = _steps(shape, self.dtype.itemsize)
-        first = address + y.start * steps[-2]
-        for place in product(*(range(one.stop - one.start) for one in lead)):
-            moved = (
-                (one.start + i) * step for one, i, step in zip(lead, place, steps, strict=False)
-            )
-            whole = out[place].flags.c_contiguous and out[place].shape == rows.shape
-            self._fetch(out[place] if whole else rows, first + sum(moved))
-            if not whole:
+        rows = np.empty((y.stop - y.start, self._index.shape[-1]), self.dtype)
+        for place in np.ndindex(out.shape[:-2]):
+            first = [one.start + i for one, i in zip(lead, place, strict=True)]
+            skip = sum(n * step for n, step in zip([*first, y.start], self._steps, strict=False))
+            if out[place].flags.c_contiguous and out[place].shape == rows.shape:
+                self._fetch(out[place], address + skip)
+            else:
+                self._fetch(rows, address + skip)
                 out[place] = rows[:, x]
 
     def _fetch(self, buffer: NDArray[Any], address: int) -> None:
@@ -163,9 +164,7 @@ class DirectReader:
         return np.ascontiguousarray(np.moveaxis(planes, 0, -1)).view(self.dtype)[..., 0]
 
 
-def _cut(
-    region: Slices, chunk: tuple[int, ...]
-) -> Iterator[tuple[tuple[int, ...], Slices, Slices]]:
+def _cut(region: Slices, chunk: Place) -> Iterator[tuple[Place, Slices, Slices]]:
     """Cut a region at the chunks' edges: number of a chunk, its part, and the region's part."""
     axes = [
         [
@@ -181,11 +180,6 @@ def _cut(
     for parts in product(*axes):
         number, inside, outside = zip(*parts, strict=True)
         yield number, inside, outside
-
-
-def _steps(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Bytes from one element to the next along each axis."""
-    return tuple(itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def _inflate(data: NDArray[np.uint8], n_bytes: int) -> NDArray[np.uint8]:

@@ -1,6 +1,7 @@
 """Reading past HDF5: bit for bit what h5py gives, whatever the layout, and no byte more."""
 
 import os
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import h5py
@@ -277,6 +278,23 @@ def test_a_chunk_that_ends_behind_the_file_is_lost(tmp_path):
     with pytest.raises(EOFError, match="the file ends within a chunk"):
         reader._fetch(np.empty(1240), int(reader._index.address[7, 0, 0]))
     np.testing.assert_array_equal(reader[:7, :, :], FRAMES[:7])
+
+
+@pytest.mark.parametrize("layout", [{}, GZIP, LZ4])
+def test_memory_is_what_is_returned_and_a_chunk(tmp_path, layout):
+    path = str(tmp_path / "r1.h5")
+    frames = np.random.default_rng(4).integers(0, 9, (60, 80, 100), np.uint16)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("data", data=frames, chunks=(1, 80, 100), **layout)
+    reader = open_alone(path)
+    reader[:2, 30:50, 20:60]  # compiles
+    tracemalloc.start()
+    found = reader[:, 30:50, 20:60]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, frames[:, 30:50, 20:60])
+    assert found.base is None
+    assert peak < found.nbytes + 3 * frames[0].nbytes
 
 
 def test_threads_may_share_a_reader(tmp_path):
