@@ -58,15 +58,16 @@ def unpack_rows(
     copied; LZ4 block format description 1.9.4.
     """
     out = np.empty((len(rows), columns.stop - columns.start), dtype)
-    lines = out.view(np.uint8)
-    if not _unpack(raw, dtype.itemsize, n_elements, rows, width, columns.start, lines):
+    # Bytes stay as they are in the file, so all types of one size are alike.
+    lines = out.view(f"<u{dtype.itemsize}")
+    if not _unpack(raw, n_elements, rows, width, columns.start, lines):
         raise ValueError("the chunk is not what bitshuffle with LZ4 writes")
     return out
 
 
 @numba.njit(nogil=True, cache=True)
-def _unpack(raw, itemsize, n_elements, rows, width, first, lines):  # type: ignore[no-untyped-def]
-    end = len(raw) - SLACK
+def _unpack(raw, n_elements, rows, width, first, lines):  # type: ignore[no-untyped-def]
+    end, itemsize = len(raw) - SLACK, lines.itemsize
     if end < HEADER or _big_endian(raw, 0, 8) != n_elements * itemsize:
         return False
     block = _big_endian(raw, 8, 4) // itemsize
@@ -75,11 +76,11 @@ def _unpack(raw, itemsize, n_elements, rows, width, first, lines):  # type: igno
     whole = n_elements - n_elements % 8
     n_blocks = (whole + block - 1) // block
     planes = np.empty(min(block, whole) * itemsize + SLACK, np.uint8)
-    groups = np.empty(lines.shape[1] + 16 * itemsize, np.uint8)
+    turned = np.empty((itemsize, lines.shape[1] // 8 + 2), np.uint64)
     number, at, size, n_inside = -1, HEADER, 0, 0
     for line in range(len(rows)):
         done = rows[line] * width + first
-        start, stop = done, done + lines.shape[1] // itemsize
+        start, stop = done, done + lines.shape[1]
         while done < stop:
             wanted = n_blocks if done >= whole else done // block
             if wanted > number:
@@ -97,14 +98,13 @@ def _unpack(raw, itemsize, n_elements, rows, width, first, lines):  # type: igno
                     raw, at, at + size, planes, n_inside * itemsize
                 ):
                     return False
-            to = (done - start) * itemsize
             if number == n_blocks:
-                _copy(lines[line, to:], raw[at + (done - whole) * itemsize :])
+                _copy(raw[at + (done - whole) * itemsize :], lines[line, done - start :])
                 break
             inside = done - number * block
             n = min(stop - done, n_inside - inside)
-            _gather(planes, n_inside // 8, itemsize, inside // 8, (inside + n + 7) // 8, groups)
-            _copy(lines[line, to : to + n * itemsize], groups[inside % 8 * itemsize :])
+            _turn(planes, n_inside // 8, inside // 8, (inside + n + 7) // 8, turned)
+            _join(turned, inside % 8, lines[line, done - start : done - start + n])
             done += n
     return True
 
@@ -118,24 +118,48 @@ def _big_endian(raw, at, n_bytes):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _copy(out, values):  # type: ignore[no-untyped-def]
-    for i in range(len(out)):
-        out[i] = values[i]
+def _turn(planes, n_groups, first, last, turned):  # type: ignore[no-untyped-def]
+    # Plane i holds bit i of all elements, 8 of them in a byte. Of 8 planes and 8 elements, 8 x 8
+    # bits, the transpose is a byte of each element. Slices, for LLVM to make vectors of it.
+    n = last - first
+    for byte in range(len(turned)):
+        at = 8 * byte * n_groups + first
+        p0, at = planes[at : at + n], at + n_groups
+        p1, at = planes[at : at + n], at + n_groups
+        p2, at = planes[at : at + n], at + n_groups
+        p3, at = planes[at : at + n], at + n_groups
+        p4, at = planes[at : at + n], at + n_groups
+        p5, at = planes[at : at + n], at + n_groups
+        p6, at = planes[at : at + n], at + n_groups
+        p7 = planes[at : at + n]
+        out = turned[byte]
+        for i in range(n):
+            low = _word(p0[i], p1[i], p2[i], p3[i])
+            out[i] = _transpose(low | _word(p4[i], p5[i], p6[i], p7[i]) << np.uint64(32))
 
 
 @numba.njit(nogil=True, cache=True)
-def _gather(planes, n_groups, itemsize, first, last, out):  # type: ignore[no-untyped-def]
-    # Bit i of all elements lies in plane i; 8 elements are 8 x 8 bits in each of their bytes.
-    for byte in range(itemsize):
-        for group in range(first, last):
-            bits = np.uint64(0)
-            for i in range(8):
-                at = np.uint64((8 * byte + i) * n_groups + group)
-                bits |= np.uint64(planes[at]) << np.uint64(8 * i)
-            bits = _transpose(bits)
-            to = (group - first) * 8 * itemsize + byte
-            for i in range(8):
-                out[np.uint64(to + i * itemsize)] = np.uint8(bits >> np.uint64(8 * i))
+def _word(b0, b1, b2, b3):  # type: ignore[no-untyped-def]
+    low = np.uint64(b0) | np.uint64(b1) << np.uint64(8)
+    return low | np.uint64(b2) << np.uint64(16) | np.uint64(b3) << np.uint64(24)
+
+
+@numba.njit(nogil=True, cache=True)
+def _join(turned, skip, out):  # type: ignore[no-untyped-def]
+    for byte in range(len(turned)):
+        values = turned[byte].view(np.uint8)[skip : skip + len(out)]
+        for i in range(len(out)):
+            part = out.dtype.type(values[i]) << out.dtype.type(8 * byte)
+            out[i] = part if byte == 0 else out[i] | part
+
+
+@numba.njit(nogil=True, cache=True)
+def _copy(raw, out):  # type: ignore[no-untyped-def]
+    for i in range(len(out)):
+        out[i] = 0
+        for byte in range(out.itemsize):
+            part = out.dtype.type(raw[i * out.itemsize + byte])
+            out[i] |= part << out.dtype.type(8 * byte)
 
 
 @numba.njit(nogil=True, cache=True)

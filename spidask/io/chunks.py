@@ -107,7 +107,11 @@ def _list_filters(array: h5py.Dataset) -> tuple[int, ...] | None:
     for number in range(plist.get_nfilters()):
         code, _, values, _ = plist.get_filter(number)
         # Values of bitshuffle: version, bytes of an element, length of a block, compression.
-        if code == BITSHUFFLE and (values[2:3], values[4:5]) != ((array.dtype.itemsize,), (LZ4,)):
+        if code == BITSHUFFLE and (
+            values[2:3] != (array.dtype.itemsize,)
+            or values[4:5] != (LZ4,)
+            or array.dtype.itemsize > 8
+        ):
             return None
         filters.append(code)
     return tuple(filters) if tuple(filters) in PIPELINES else None
