@@ -109,18 +109,15 @@ def make_limit(path: Path, data: h5py.Dataset) -> Callable[[], NDArray[Any]]:
     Those are the rows of the region, all columns, or compressed chunks as a whole.
     """
     row = SHAPE[2] * data.dtype.itemsize
-    if data.compression is None and "32008" not in data._filters:
-        n_bytes = (REGION[1].stop - REGION[1].start) * row
-        if data.chunks is None:
-            frame = SHAPE[1] * row
-            where = [(data.id.get_offset() + i * frame, n_bytes) for i in range(SHAPE[0])]
-        else:
-            where = [(data.id.get_chunk_info(i).byte_offset, n_bytes) for i in range(SHAPE[0])]
+    rows = REGION[1].stop * row
+    if data.chunks is None:
+        where = [(data.id.get_offset() + i * SHAPE[1] * row, rows) for i in range(SHAPE[0])]
     else:
         chunks = [data.id.get_chunk_info(i) for i in range(SHAPE[0])]
-        where = [(chunk.byte_offset, chunk.size) for chunk in chunks]
+        is_plain = data.id.get_create_plist().get_nfilters() == 0
+        where = [(chunk.byte_offset, rows if is_plain else chunk.size) for chunk in chunks]
     buffer = np.empty(max(n for _, n in where), np.uint8)
-    region = np.empty((SHAPE[0], 123, 240), data.dtype)
+    region = np.empty(data.shape, data.dtype)[REGION].copy()
     descriptor = os.open(path, os.O_RDONLY)
 
     def read() -> NDArray[Any]:
