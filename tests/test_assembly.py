@@ -17,7 +17,7 @@ from spidask.frames.geometry import momentum_transfer, solid_angle, wavelength
 from spidask.frames.sizing import sphere_amplitude
 from spidask.io.beamtime import open_configured
 from spidask.io.calibration import load_calibration, recipe_of
-from spidask.io.hdf5 import open_hdf5
+from spidask.io.hdf5 import open_frames
 from spidask.io.runs import open_runs
 from spidask.preprocessing import measure_sizes, preprocess
 from tests.io.test_euxfel import agipd, write_run
@@ -154,9 +154,9 @@ def test_only_the_modules_of_the_region_are_read(geometry, tmp_path, monkeypatch
 
     def open_dataset(path, dataset):
         opened.add(int(re.search(r"AGIPD(\d+)-", path)[1]))
-        return open_hdf5(path, dataset)
+        return open_frames(path, dataset)
 
-    monkeypatch.setattr("spidask.io.stretches.open_hdf5", open_dataset)
+    monkeypatch.setattr("spidask.io.stretches.open_frames", open_dataset)
     frames = open_runs(str(write_run(tmp_path / "r0001")))
     settings = config(geometry, preprocessing={"region": {"y": [580, 680], "x": [500, 600]}})
     preprocess(frames, settings)["patterns"].compute()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spidask.errors import DataError
+from spidask.io.direct import DirectReader, open_direct
 from spidask.io.layout import ALL_BITS, ANYTHING, FileLayout, find_stack, refuse_unfitting
 from spidask.io.modules import Layout, ModulesReader
 from spidask.io.stack import (
@@ -59,10 +62,10 @@ class StackReader:
 
     def __getitem__(self, key: object) -> NDArray[Any]:
         """Read frames (slice or integers), rows and columns (slices)."""
-        source = open_hdf5(self.path, self.dataset)
+        source = open_frames(self.path, self.dataset)
         if source.ndim > 3:
             layout = _find_modules(self.path, self.dataset, os.stat(self.path).st_mtime_ns)
-            return ModulesReader(layout, open_hdf5, self.dtype, self.mask_bits)[key]
+            return ModulesReader(layout, open_frames, self.dtype, self.mask_bits)[key]
         return read_frames(source, key, self.shape, self.dtype, self.path)
 
 
@@ -147,15 +150,58 @@ def open_hdf5(path: str, dataset: str) -> h5py.Dataset:
     DataError
         If the file cannot be opened any more.
     """
+    with _telling(path):
+        return _open(path, dataset, *_stat(path))
+
+
+def open_frames(path: str, dataset: str) -> h5py.Dataset | DirectReader:
+    """Open a stack to read regions of it as fast as its layout allows.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    dataset : str
+        Path inside the file.
+
+    Returns
+    -------
+    DirectReader or h5py.Dataset
+        Kept open and dropped as in `open_hdf5`; the dataset itself where HDF5 has to read it.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be opened any more.
+    """
+    with _telling(path):
+        return _open_frames(path, dataset, *_stat(path))
+
+
+@contextmanager
+def _telling(path: str) -> Iterator[None]:
     try:
-        stat = os.stat(path)
-        return _open(path, dataset, stat.st_size, stat.st_mtime_ns)
+        yield
     except (OSError, KeyError) as error:
         raise DataError(
             f"{path} cannot be opened any more: {' '.join(str(error).split())}; "
             "put it back or open the runs again",
             path=path,
         ) from error
+
+
+_seen: dict[str, tuple[int, int]] = {}
+
+
+def _stat(path: str) -> tuple[int, int]:
+    stat = os.stat(path)
+    now = stat.st_size, stat.st_mtime_ns
+    if _seen.setdefault(path, now) != now:
+        # HDF5 would not look at the file again while it has it open, so everything is closed.
+        _open.cache_clear()
+        _open_frames.cache_clear()
+        _seen.clear()
+    return now
 
 
 @lru_cache(maxsize=N_OPEN)
@@ -170,6 +216,12 @@ def _open(path: str, dataset: str, size: int, mtime_ns: int) -> h5py.Dataset:
     # when its last dataset is dropped, so one that another thread still reads stays open.
     del size, mtime_ns
     return _open_file(path)[dataset]
+
+
+@lru_cache(maxsize=N_OPEN)
+def _open_frames(path: str, dataset: str, size: int, mtime_ns: int) -> h5py.Dataset | DirectReader:
+    array = _open(path, dataset, size, mtime_ns)
+    return open_direct(array, path, size, mtime_ns) or array
 
 
 def _open_file(path: str) -> h5py.File:

@@ -13,7 +13,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from spidask.io.euxfel import find_layout, is_run_folder, read_run_ids
-from spidask.io.hdf5 import StackReader, open_hdf5, read_hdf5_ids
+from spidask.io.hdf5 import StackReader, open_frames, open_hdf5, read_hdf5_ids
 from spidask.io.layout import ANYTHING, PHOTONS, FileLayout
 from spidask.io.masks import hide_pixels
 from spidask.io.modules import ModulesReader
@@ -159,7 +159,7 @@ class FramesReader:
             return ZarrReader(path, dataset, shape, self.dtype)
         if is_run_folder(path):
             modules = find_layout(path, dataset)
-            return ModulesReader(modules, open_hdf5, self.dtype, self.layout.mask_bits)
+            return ModulesReader(modules, open_frames, self.dtype, self.layout.mask_bits)
         if dataset == PHOTONS:
             return PhotonsReader(path, shape, self.dtype)
         return StackReader(path, dataset, shape, self.dtype, self.layout.mask_bits)

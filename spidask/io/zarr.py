@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from spidask.errors import DataError
 from spidask.io.hdf5 import N_OPEN
 from spidask.io.layout import ANYTHING, FileLayout, find_stack, refuse_unfitting
 from spidask.io.stack import (
+    UNDECODABLE,
+    Source,
     StackInfo,
     describe_stack,
     read_event_ids,
@@ -23,6 +26,9 @@ from spidask.io.stack import (
 )
 
 METADATA = ("zarr.json", ".zarray", ".zgroup")
+
+ZARRS = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
+"""Setting of Zarr by which zarrs decodes, which is faster where it is installed."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class ZarrReader:
 
     def __getitem__(self, key: object) -> NDArray[Any]:
         """Read frames (slice or integers), rows and columns (slices)."""
-        source = open_zarr(self.path, self.dataset)
+        _, source = _open_both(self.path, self.dataset)
         return read_frames(source, key, self.shape, self.dtype, self.path)
 
 
@@ -177,6 +183,10 @@ def open_zarr(path: str, dataset: str) -> zarr.Array[Any]:
     DataError
         If the folder cannot be opened any more.
     """
+    return _open_both(path, dataset)[0]
+
+
+def _open_both(path: str, dataset: str) -> tuple[zarr.Array[Any], Source]:
     try:
         return _open(path, dataset, *stat_zarr(path, dataset))
     except (OSError, ValueError, KeyError) as error:
@@ -187,14 +197,36 @@ def open_zarr(path: str, dataset: str) -> zarr.Array[Any]:
 
 
 @lru_cache(maxsize=N_OPEN)
-def _open(path: str, dataset: str, size: int, mtime_ns: int) -> zarr.Array[Any]:
+def _open(path: str, dataset: str, size: int, mtime_ns: int) -> tuple[zarr.Array[Any], Source]:
     # Size and time are in the key so that a rewritten folder is opened anew.
     del size, mtime_ns
     root = zarr.open(path, mode="r")
     array = root if isinstance(root, zarr.Array) else root.get(dataset)
     if not isinstance(array, zarr.Array):
         raise KeyError(dataset)
-    return array
+    # Other byte orders are none that zarrs can read.
+    if not find_spec("zarrs") or not array.dtype.isnative:
+        return array, array
+    with zarr.config.set(ZARRS):
+        return array, _FastArray(array, zarr.open_array(array.store_path, mode="r"))
+
+
+@dataclass(frozen=True)
+class _FastArray:
+    """An array that zarrs decodes; Zarr itself has the last word on what zarrs cannot read."""
+
+    plain: zarr.Array[Any]
+    fast: zarr.Array[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.plain.shape
+
+    def __getitem__(self, key: Any, /) -> Any:
+        try:
+            return self.fast[key]
+        except UNDECODABLE:
+            return self.plain[key]
 
 
 def _find(root: zarr.Group | zarr.Array[Any], dataset: str) -> tuple[zarr.Array[Any], str]:

@@ -5,7 +5,7 @@ import pytest
 import zarr
 
 from spidask.errors import DataError
-from spidask.io.zarr import ZarrReader, is_zarr, read_zarr_ids, scan_zarr
+from spidask.io.zarr import ZarrReader, _FastArray, _open_both, is_zarr, read_zarr_ids, scan_zarr
 
 DATASET = "entry_1/data_1/data"
 FRAMES = np.random.default_rng(1).integers(0, 1000, (23, 20, 31)).astype("u2")
@@ -41,6 +41,37 @@ def test_shards_and_an_array_at_the_root(tmp_path):
     assert scan_zarr(path, DATASET).shape == FRAMES.shape
     stack = ZarrReader(path, DATASET, FRAMES.shape, np.dtype("u2"))
     np.testing.assert_array_equal(stack[3:20, 1:5], FRAMES[3:20, 1:5])
+
+
+SHARDS = {"chunks": (2, 10, 31), "shards": (4, 20, 31), "zarr_format": 3}
+
+
+@pytest.mark.parametrize("layout", [SHARDS, {"zarr_format": 3}, {"zarr_format": 2}])
+@pytest.mark.parametrize("dtype", ["<u2", ">f4"])
+def test_zarrs_reads_what_zarr_reads(tmp_path, layout, dtype):
+    pytest.importorskip("zarrs")
+    path = str(tmp_path / "r1.zarr")
+    layout = {"chunks": (2, 20, 31), **layout}
+    array = zarr.create_array(path, shape=FRAMES.shape, dtype=dtype, fill_value=7, **layout)
+    array[:15, :9] = FRAMES[:15, :9]
+    plain, source = _open_both(path, "")
+    assert "Zarrs" not in type(plain.async_array.codec_pipeline).__name__
+    if not plain.dtype.isnative:
+        assert source is plain
+        return
+    assert "Zarrs" in type(source.fast.async_array.codec_pipeline).__name__
+    for key in [np.s_[:], np.s_[2:9, 3:17, 5:30], np.s_[14:18, 8:10, :1]]:
+        np.testing.assert_array_equal(source.fast[key], plain[key])
+
+
+def test_zarr_has_the_last_word_on_what_zarrs_cannot_read(tmp_path):
+    class Unwilling:
+        def __getitem__(self, key):
+            raise RuntimeError("not mine")
+
+    path = write(tmp_path / "r1.zarr", 3, chunks=(2, 20, 31))
+    plain, _ = _open_both(path, DATASET)
+    np.testing.assert_array_equal(_FastArray(plain, Unwilling())[3:9, :5], FRAMES[3:9, :5])
 
 
 def test_only_the_frames_of_a_damaged_chunk_are_filled(tmp_path):
