@@ -130,7 +130,7 @@ def _mask_weights(bits: bytes, shape: tuple[int, int]) -> NDArray[np.float32]:
     present = _unpack(bits, shape)
     around = np.empty(shape, np.float32)
     _count_windows(present, around, LOCAL, 1)
-    return around * present / LOCAL**2
+    return np.asarray(around * present / LOCAL**2, np.float32)
 
 
 @numba.njit(nogil=True, cache=True)

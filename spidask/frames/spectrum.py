@@ -82,7 +82,7 @@ def fold_rows(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
     Returns
     -------
     even : numpy.ndarray
-        The sums, shape (image, n // 2 + 1, x), float32; rows that are their own partner as they are.
+        The sums, shape (image, n // 2 + 1, x), float32; rows without a partner as they are.
     odd : numpy.ndarray
         The differences of rows 1 to (n - 1) // 2, shape (image, (n - 1) // 2, x), float32.
 

@@ -88,7 +88,8 @@ class PartialConv(nn.Module):
         torch.Tensor
             Shape (frame, channels, y / stride, x / stride).
         """
-        return torch.as_tensor(self.conv(values) * scale)
+        out: torch.Tensor = self.conv(values) * scale
+        return out
 
 
 class Residual(nn.Module):
@@ -157,6 +158,7 @@ class Compact(Classifier):
     """
 
     name = "compact"
+    batch_on_cpu = 8
 
     def __init__(
         self,
@@ -258,7 +260,8 @@ class Compact(Classifier):
         pattern = self.stages(pattern)
         distances = self.autocorrelation_stages(self.autocorrelation_stem(distances))
         features = [*_pool(pattern), *_pool(distances)]
-        return torch.as_tensor(self.head(torch.cat(features, 1)))
+        out: torch.Tensor = self.head(torch.cat(features, 1))
+        return out
 
 
 def autocorrelation(rough: torch.Tensor) -> torch.Tensor:
@@ -347,4 +350,5 @@ def _window_sum(x: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def _pool(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x = x.float()
     return x.mean((2, 3)), x.amax((2, 3))
