@@ -2,6 +2,7 @@
 
     python jobs/benchmark.py dask FOLDER     # shards on two Dask workers against two plain loops
     python jobs/benchmark.py scale FOLDER    # 12 million frames in 400 runs: what all shards cost
+    python jobs/benchmark.py networks FOLDER [--gpu]  # each against eager torch and the matrix rate
 
 FOLDER gets the files that are measured, about 1 GB. Prints a table and writes FOLDER/NAME.json.
 """
@@ -9,6 +10,7 @@ FOLDER gets the files that are measured, about 1 GB. Prints a table and writes F
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import multiprocessing
@@ -27,6 +29,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 import xarray as xr
+from benchmark_networks import benchmark_networks
 from distributed import Client
 
 from spidask.cluster import connect
@@ -253,13 +256,17 @@ def peak_memory() -> float:
 def main() -> None:
     """Measure, print a table and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=["dask", "scale"])
+    parser.add_argument("name", choices=["dask", "scale", "networks"])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--gpu", action="store_true", help="networks: on the CUDA device")
     options = parser.parse_args()
     folder = options.folder / options.name
     folder.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.WARNING)
-    rows = {"dask": benchmark_dask, "scale": benchmark_scale}[options.name](folder)
+    networks = functools.partial(benchmark_networks, gpu=options.gpu)
+    rows = {"dask": benchmark_dask, "scale": benchmark_scale, "networks": networks}[options.name](
+        folder
+    )
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     print(f"{machine}, {time.strftime('%Y-%m-%d')}")
     for row in rows:

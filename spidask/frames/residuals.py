@@ -15,8 +15,8 @@ LOCAL = 15
 FLOOR = 0.1
 """Floor of the local mean, in units of the pattern's mean."""
 TINY = 1e-12
-COUNTED = 1024
-"""Photon counts below this, of which there are most, have their logarithms in a table."""
+ROOT_HALF, LOG_TWO = int(np.float32(0.5**0.5).view(np.int32)), np.float32(math.log(2))
+"""Bits of the root of 1/2, and the logarithm of 2."""
 
 
 def roughen(
@@ -63,9 +63,8 @@ def roughen(
     present = np.empty((n, rows, columns), np.float32)
     rough = np.empty((n, 2, rows, columns), np.float32)
     photons = np.empty((rows, columns), np.float32)
-    table = (np.log1p(np.arange(COUNTED)) / math.log1p(maximum)).astype(np.float32)
     for i in range(n):
-        _scale(patterns[i], values[i], present[i], photons, maximum, table, is_logarithmic)
+        _scale(patterns[i], values[i], present[i], photons, maximum, is_logarithmic)
         weights = _mask_weights(_pack(present[i]), (rows, columns))
         _flatten(values[i], photons, weights, rough[i])
     return values, present, rough
@@ -153,31 +152,49 @@ def _count_windows(present: Any, out: Any, kernel: int, stride: int) -> None:
 
 @numba.njit(nogil=True, cache=True)
 def _scale(
-    pattern: Any, values: Any, present: Any, photons: Any, maximum: float, table: Any, is_log: bool
+    pattern: Any, values: Any, present: Any, photons: Any, maximum: float, is_log: bool
 ) -> None:
     per_maximum = np.float32(1 / (math.log1p(maximum) if is_log else maximum))
-    most = np.float32(maximum)
-    n_odd = 0
+    most = np.float32(np.inf if is_log else maximum)
+    # Numbers of any other kind would make all of it double precision.
+    none, unit, infinite = np.float32(0), np.float32(1), np.float32(np.inf)
+    columns = pattern.shape[1]
+    one, mantissa = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    exponent = np.empty(columns, np.int32)
     for y in range(pattern.shape[0]):
-        for x in range(pattern.shape[1]):
+        for x in range(columns):
             given = pattern[y, x]
-            there = abs(given) < np.inf
-            n = given if there and given > 0 else np.float32(0)
-            present[y, x] = np.float32(1) if there else np.float32(0)
-            if is_log:
-                place = np.int32(n if n < COUNTED else np.float32(0))
-                values[y, x] = table[place]
-                n_odd += n != np.float32(place)
-            else:
-                n = n if n < most else most
-                values[y, x] = n * per_maximum
+            there = abs(given) < infinite
+            n = min(given if there and given > none else none, most)
+            present[y, x] = unit if there else none
             photons[y, x] = n
-    if n_odd:
-        for y in range(pattern.shape[0]):
-            for x in range(pattern.shape[1]):
-                n = photons[y, x]
-                if n >= COUNTED or n != math.floor(n):
-                    values[y, x] = math.log1p(n) * per_maximum
+            values[y, x] = n * per_maximum
+            one[x] = unit + n
+        if is_log:
+            _take_apart(one.view(np.int32), mantissa.view(np.int32), exponent)
+            _take_logarithms(mantissa, exponent, per_maximum, values[y])
+
+
+@numba.njit(nogil=True, cache=True)
+def _take_apart(bits: Any, mantissa: Any, exponent: Any) -> None:
+    """Bits of numbers from 1 on as those of one from 2^(-1/2) to 2^(1/2), and a power of two."""
+    for x in range(len(bits)):
+        # The root's bits are taken off so that the exponent steps there.
+        above = bits[x] - ROOT_HALF
+        exponent[x] = above >> 23
+        mantissa[x] = (above & 0x7FFFFF) + ROOT_HALF
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _take_logarithms(mantissa: Any, exponent: Any, factor: Any, out: Any) -> None:
+    # log((1 + s) / (1 - s)) = 2 (s + s^3 / 3 + ...), |s| < 0.172: all of single precision.
+    for x in range(len(out)):
+        s = (mantissa[x] - np.float32(1)) / (mantissa[x] + np.float32(1))
+        q = s * s
+        series = np.float32(2 / 7) + q * np.float32(2 / 9)
+        series = np.float32(2 / 3) + q * (np.float32(2 / 5) + q * series)
+        log = s * (np.float32(2) + q * series) + np.float32(exponent[x]) * LOG_TWO
+        out[x] = log * factor
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
