@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -65,7 +64,7 @@ def fuse(
     there is a C++ compiler and half a minute.
     """
     tracer = _Tracer()
-    graph = tracer.trace(copy.deepcopy(network))
+    graph = tracer.trace(network)
     traced = fx.GraphModule(tracer.root, graph)
     with torch.inference_mode():
         ShapeProp(traced).propagate(*seen)

@@ -7,6 +7,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -125,10 +126,22 @@ class Ready(Classifier):
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         if self.runtime == "openvino":
             return _with_openvino(fold_norms(self.network), seen, self.precision)
-        device = seen[0].device.type
-        if device == "cpu" and can_fuse(dtype):
-            return fuse(self.network, seen, dtype)
-        return _folded(fold_norms(self.network), device, self.precision)
+        if seen[0].device.type == "cpu":
+            if can_fuse(dtype):
+                return fuse(self.network, seen, dtype)
+            log.info("this torch or processor lacks oneDNN's %s; slower without", self.precision)
+        return self._folded
+
+    @cached_property
+    def _folded(self) -> Forward:
+        network = fold_norms(self.network)
+        device = next(network.parameters()).device.type
+
+        def forward(*seen: torch.Tensor) -> Any:
+            with in_precision(device, self.precision):
+                return network(*seen)
+
+        return forward
 
 
 def require(runtime: Runtime) -> None:
@@ -149,14 +162,6 @@ def require(runtime: Runtime) -> None:
             "inference.runtime: the package openvino is not installed here; install "
             "spidask[openvino], or set torch"
         )
-
-
-def _folded(network: nn.Module, device: str, precision: Precision) -> Forward:
-    def forward(*seen: torch.Tensor) -> Any:
-        with in_precision(device, precision):
-            return network(*seen)
-
-    return forward
 
 
 def _with_openvino(
