@@ -49,8 +49,8 @@ def fuse(
     seen : tuple of torch.Tensor
         What it is given, for the shapes.
     dtype : torch.dtype
-        In which convolutions multiply, and what they give: float32 or bfloat16. All else is
-        computed in float32.
+        In which convolutions multiply, and what they give: float32 or bfloat16. Linear layers
+        stay in float32.
 
     Returns
     -------
@@ -132,8 +132,8 @@ class _Rescaled(nn.Module):
         self.shift = shift.to(dtype)[None, :, None, None]
 
     def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        if torch.equal(scale, scale[:1].expand_as(scale)):  # one mask for all
-            scale = scale[:1]
+        is_one_mask = torch.equal(scale, scale[:1].expand_as(scale))
+        scale = scale[:1] if is_one_mask else scale
         # Spread over channels first: the innermost of an operand must not stand still.
         size = (len(scale), *x.shape[1:])
         factors, shift = (
@@ -153,7 +153,8 @@ def _fuse_one(traced: fx.GraphModule, node: fx.Node, size: torch.Size, dtype: to
         last = following
     elif following is not None and _is_call(following, operator.mul, torch.mul):
         norm = _follower(following)
-        if norm is not None and _is_module(norm, Norm) and bias is None:
+        is_first = following.args[0] is node
+        if norm is not None and _is_module(norm, Norm) and bias is None and is_first:
             weight, shift = _fold(norm, weight, None)
             rescaled, last = (following.args[1], _Rescaled(shift, dtype)), norm
     layer = _Convolution(weight, bias, geometry, size, dtype)

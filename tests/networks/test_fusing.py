@@ -83,6 +83,22 @@ def test_the_network_is_left_as_it_is(patterns):
         assert torch.equal(tensor, before[name])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_neighbours_of_another_mask_change_no_bit(dtype):
+    if not can_fuse(dtype):
+        pytest.skip("no bfloat16 here")
+    network = trained(Compact)
+    # Of no size that vectors divide.
+    photons = torch.from_numpy(np.random.default_rng(1).poisson(3.0, (3, 37, 53))).float()
+    photons[:, 3:9, 20:24] = torch.nan
+    other = photons.clone()
+    other[2, 10:20, 5:9] = torch.nan
+    with torch.inference_mode():
+        one, two = (network.see(patterns, Representation()) for patterns in (photons, other))
+        fused = fuse(network, one, dtype)
+        torch.testing.assert_close(fused(*one)[:2], fused(*two)[:2], rtol=0, atol=0)
+
+
 @pytest.mark.skipif(not can_fuse(torch.bfloat16), reason="no bfloat16 here")
 def test_in_half_precision_the_shipped_network_keeps_its_scores():
     member = load_member(SHIPPED)
