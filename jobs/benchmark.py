@@ -3,6 +3,7 @@
     python jobs/benchmark.py dask FOLDER     # shards on two Dask workers against two plain loops
     python jobs/benchmark.py scale FOLDER    # 12 million frames in 400 runs: what all shards cost
     python jobs/benchmark.py read FOLDER     # a region of every layout against plain Dask
+    python jobs/benchmark.py networks FOLDER [--gpu]  # each against eager torch and the matrix rate
 
 FOLDER gets the files that are measured, about 1 GB. Prints a table and writes FOLDER/NAME.json.
 """
@@ -10,6 +11,7 @@ FOLDER gets the files that are measured, about 1 GB. Prints a table and writes F
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import multiprocessing
@@ -28,6 +30,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 import xarray as xr
+from benchmark_networks import benchmark_networks
 from benchmark_reading import benchmark_read
 from distributed import Client
 
@@ -255,13 +258,20 @@ def peak_memory() -> float:
 def main() -> None:
     """Measure, print a table and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=["dask", "scale", "read"])
+    parser.add_argument("name", choices=["dask", "scale", "read", "networks"])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--gpu", action="store_true", help="networks: on the CUDA device")
     options = parser.parse_args()
     folder = options.folder / options.name
     folder.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.WARNING)
-    benchmarks = {"dask": benchmark_dask, "scale": benchmark_scale, "read": benchmark_read}
+    networks = functools.partial(benchmark_networks, gpu=options.gpu)
+    benchmarks = {
+        "dask": benchmark_dask,
+        "scale": benchmark_scale,
+        "read": benchmark_read,
+        "networks": networks,
+    }
     rows = benchmarks[options.name](folder)
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     print(f"{machine}, {time.strftime('%Y-%m-%d')}")

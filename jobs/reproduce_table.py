@@ -157,9 +157,7 @@ def config_of(options: argparse.Namespace, key: str) -> Config:
     settings = {**row.settings, **reduced}
     overrides = [f"training.{name}={value}".replace("'", '"') for name, value in settings.items()]
     if settings.get("precision") == "bf16":
-        # Pictures of 64 patterns take gigabytes, which a GPU has.
-        size = 64 if resolve_device(base) == "cuda" else 16
-        overrides += ["inference.precision=bf16", f"inference.batch_size={size}"]
+        overrides.append("inference.precision=bf16")
     output = Path(base.output) / (f"{key}_reduced" if reduced else key)
     return load_config(options.config, [*overrides, *options.set, f"output={output}"])
 
@@ -170,7 +168,7 @@ def time_network(config: Config) -> tuple[float, str]:
     frames = open_configured(config)
     labelled, _, _ = load_labelled(frames, labels[:N_TIMED], config)
     members = [str(path) for path in find_members(config)]
-    score_patterns(labelled.patterns[: config.inference.batch_size], members, config)
+    score_patterns(labelled.patterns[:1], members, config)
     start = time.perf_counter()
     score_patterns(labelled.patterns, members, config)
     device = resolve_device(config)

@@ -15,8 +15,8 @@ from spidask.io.fingerprint import check_fingerprint, read_fingerprint, write_fi
 from spidask.io.labels import read_labels
 from spidask.io.maps import is_inside, sign_map
 from spidask.io.runs import select_run, sign_files
-from spidask.networks.device import choose_device, resolve_device
-from spidask.networks.member import SHIPPED, digest
+from spidask.networks.device import choose_batch, choose_device, resolve_device
+from spidask.networks.member import SHIPPED, digest, read_architecture
 from spidask.records import read_json, write_json
 
 READ_BY = {"dataset", "mask", "mask_good", "mask_bits", "shape", "identity"}
@@ -214,11 +214,13 @@ def _label_settings(members: Sequence[Path], config: Config) -> dict[str, Any]:
     names = {"geometry", "preprocessing", "hits", "sizing", "per_run"}
     flat = _flatten(config.model_dump(mode="json", include=names))
     flat |= _settings_of_frames(config)
-    kept = ("batch_size", "frames_per_shard", "ensemble", "precision")
+    kept = ("frames_per_shard", "ensemble", "precision", "runtime")
     flat |= {f"inference.{key}": getattr(config.inference, key) for key in kept}
     device = choose_device(config)
     # The devices of other machines are not here.
-    flat["inference.device"] = resolve_device(config) if device == "auto" else device
+    device = resolve_device(config) if device == "auto" else device
+    sizes = [choose_batch(config, read_architecture(path), device) for path in members]
+    flat |= {"inference.device": device, "inference.batch_size": sizes}
     # Numbered, because the order is that of the scores' columns.
     return flat | {f"members.{i}": digest(path) for i, path in enumerate(members)}
 

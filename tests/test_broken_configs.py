@@ -235,6 +235,12 @@ BROKEN = {
         "sizing.range_nm",
     ),
     "device": (["inference.device=gpu"], None, "inference.device", "'cpu'"),
+    "openvino on a GPU": (
+        ["inference.device=cuda", "inference.runtime=openvino"],
+        None,
+        "inference.runtime",
+        "computes on the CPU",
+    ),
     "batch of nothing": (["inference.batch_size=0"], None, "inference.batch_size", "equal to 1"),
     "distance": (
         ["geometry.detector_distance_m=-0.13"],

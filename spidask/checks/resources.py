@@ -17,6 +17,7 @@ from spidask.io.files import natural_key
 from spidask.io.fingerprint import read_fingerprint
 from spidask.networks.checkpoints import find_last
 from spidask.networks.device import resolve_device
+from spidask.networks.runtime import require
 from spidask.planning import make_plan
 from spidask.provenance import (
     awaits_simulation,
@@ -35,6 +36,7 @@ def _no_device(beamtime: Beamtime) -> Iterator[Problem]:
         return  # the devices are elsewhere
     try:
         device = resolve_device(beamtime.config)
+        require(beamtime.config.inference.runtime)
     except ClusterError as error:
         yield as_problem(error, "inference.device")
         return

@@ -1,6 +1,6 @@
 """One YAML file a beamtime: its sections, how it is read, and what is refused."""
 
-from spidask.config.base import Precision, Section
+from spidask.config.base import Precision, Runtime, Section
 from spidask.config.beamtime import Config, PerRun
 from spidask.config.cluster import QUEUES, Cluster, Job
 from spidask.config.loading import (
@@ -56,6 +56,7 @@ __all__ = [
     "Region",
     "Representation",
     "Runs",
+    "Runtime",
     "Sample",
     "Section",
     "Selection",

@@ -16,6 +16,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Precision = Literal["fp32", "bf16"]
+Runtime = Literal["torch", "openvino"]
 Text = Annotated[str, Field(min_length=1)]
 
 

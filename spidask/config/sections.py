@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from spidask.config.base import Count, Positive, Precision, Section, Text
+from spidask.config.base import Count, Positive, Precision, Runtime, Section, Text
 
 
 class Runs(Section):
@@ -206,10 +206,13 @@ class Inference(Section):
     """How frames are classified."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
-    """Patterns a network sees at once; the last batch is padded."""
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] = "auto"
+    """Patterns a network sees at once; the last batch is padded. ``auto``: as suits the device and
+    the network."""
     precision: Precision = "fp32"
     """In which networks multiply."""
+    runtime: Runtime = "torch"
+    """What computes networks on the CPU; ``openvino`` needs spidask[openvino]."""
     frames_per_shard: Count = 4096
     """Frames of one task and of one piece of the store."""
     frames_per_block: Annotated[int, Field(ge=0)] = 0
@@ -218,6 +221,12 @@ class Inference(Section):
     """Files of members to use; nothing: those that the stage `train` makes."""
     ensemble: Literal["all", "early_exit"] = "all"
     """Members that see a hit: all, or each only while those before it accept the hit."""
+
+    @model_validator(mode="after")
+    def _computes_where_it_can(self) -> Inference:
+        if self.runtime == "openvino" and self.device == "cuda":
+            raise ValueError("runtime: openvino computes on the CPU, but device is cuda; set torch")
+        return self
 
 
 class Selection(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numba
@@ -14,8 +15,8 @@ LOCAL = 15
 FLOOR = 0.1
 """Floor of the local mean, in units of the pattern's mean."""
 TINY = 1e-12
-COUNTED = 64
-"""Photon counts below this, of which there are most, have their logarithms in a table."""
+ROOT_HALF, LOG_TWO = int(np.float32(0.5**0.5).view(np.int32)), np.float32(math.log(2))
+"""Bits of the root of 1/2, and the logarithm of 2."""
 
 
 def roughen(
@@ -61,10 +62,11 @@ def roughen(
     values = np.empty((n, rows, columns), np.float32)
     present = np.empty((n, rows, columns), np.float32)
     rough = np.empty((n, 2, rows, columns), np.float32)
-    table = np.log1p(np.arange(COUNTED)) / math.log1p(maximum)
+    photons = np.empty((rows, columns), np.float32)
     for i in range(n):
-        _scale(patterns[i], values[i], present[i], rough[i, 1], maximum, table, is_logarithmic)
-        _flatten(values[i], present[i], rough[i])
+        _scale(patterns[i], values[i], present[i], photons, maximum, is_logarithmic)
+        weights = _mask_weights(_pack(present[i]), (rows, columns))
+        _flatten(values[i], photons, weights, rough[i])
     return values, present, rough
 
 
@@ -96,142 +98,153 @@ def scale_windows(present: NDArray[np.float32], kernel: int, stride: int) -> NDA
     """
     n, rows, columns = present.shape
     out = np.empty((n, -(-rows // stride), -(-columns // stride)), np.float32)
-    _count_windows(np.ascontiguousarray(present), out, kernel, stride)
+    for i in range(n):
+        out[i] = _window_weights(_pack(present[i]), (rows, columns), kernel, stride)
     return out
 
 
-def pool_power(amplitude: NDArray[np.complex64]) -> NDArray[np.float32]:
-    """Sum the power of Fourier transforms over 2 x 2 frequencies.
+def _pack(present: NDArray[np.float32]) -> bytes:
+    """Describe a mask, by which what depends on it alone is found again."""
+    return np.packbits(present.astype(bool)).tobytes()
 
-    Parameters
-    ----------
-    amplitude : numpy.ndarray
-        As numpy.fft.rfft2 gives it, shape (..., y, x), complex64.
 
-    Returns
-    -------
-    numpy.ndarray
-        Mean power, shape (..., y // 2, x // 2), float32, frequency 0 of y in the middle.
+def _unpack(bits: bytes, shape: tuple[int, int]) -> NDArray[np.float32]:
+    n = shape[0] * shape[1]
+    return np.unpackbits(np.frombuffer(bits, np.uint8), count=n).reshape(shape).astype(np.float32)
 
-    Examples
-    --------
-    >>> amplitude = np.complex64([[1, 1j], [1, 1], [3j, 3], [0, 0]])
-    >>> pool_power(amplitude).tolist()
-    [[4.5], [1.0]]
-    """
-    *front, rows, columns = amplitude.shape
-    flat = np.ascontiguousarray(amplitude).reshape(-1, rows, columns)
-    out = np.empty((len(flat), rows // 2, columns // 2), np.float32)
-    _pool_power(flat, out)
-    return out.reshape(*front, rows // 2, columns // 2)
+
+# Masks are few: that of the detector, and some pixels besides here and there.
+@lru_cache(maxsize=32)
+def _window_weights(
+    bits: bytes, shape: tuple[int, int], kernel: int, stride: int
+) -> NDArray[np.float32]:
+    out = np.empty((-(-shape[0] // stride), -(-shape[1] // stride)), np.float32)
+    _count_windows(_unpack(bits, shape), out, kernel, stride)
+    return out
+
+
+@lru_cache(maxsize=32)
+def _mask_weights(bits: bytes, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """One over the pixels of the window around that are there; 0 where a pixel is missing."""
+    present = _unpack(bits, shape)
+    around = np.empty(shape, np.float32)
+    _count_windows(present, around, LOCAL, 1)
+    return np.asarray(around * present / LOCAL**2, np.float32)
 
 
 @numba.njit(nogil=True, cache=True)
 def _count_windows(present: Any, out: Any, kernel: int, stride: int) -> None:
-    n, rows, columns = present.shape
+    rows, columns = present.shape
     half = kernel // 2
     sums = np.zeros(columns + 1)
-    for i in range(n):
-        for row in range(out.shape[1]):
-            y = row * stride
-            for x in range(columns):
-                own = 0.0
-                for k in range(max(y - half, 0), min(y + half + 1, rows)):
-                    own += present[i, k, x]
-                sums[x + 1] = sums[x] + own
-            for column in range(out.shape[2]):
-                x = column * stride
-                found = sums[min(x + half + 1, columns)] - sums[max(x - half, 0)]
-                out[i, row, column] = kernel * kernel / found if found > 0 else 0.0
-
-
-@numba.njit(nogil=True, cache=True, fastmath=True)
-def _pool_power(amplitude: Any, out: Any) -> None:
-    n, rows, columns = amplitude.shape
-    # As fftshift: the first row of the map is the first of the second half, rounded down.
-    first = (rows + 1) // 2
-    for i in range(n):
-        for y in range(rows // 2):
-            upper, lower = (2 * y + first) % rows, (2 * y + 1 + first) % rows
-            for x in range(columns // 2):
-                power = np.float32(0)
-                for value in (
-                    amplitude[i, upper, 2 * x],
-                    amplitude[i, upper, 2 * x + 1],
-                    amplitude[i, lower, 2 * x],
-                    amplitude[i, lower, 2 * x + 1],
-                ):
-                    power += value.real * value.real + value.imag * value.imag
-                out[i, y, x] = power / 4
+    for row in range(out.shape[0]):
+        y = row * stride
+        for x in range(columns):
+            own = 0.0
+            for k in range(max(y - half, 0), min(y + half + 1, rows)):
+                own += present[k, x]
+            sums[x + 1] = sums[x] + own
+        for column in range(out.shape[1]):
+            x = column * stride
+            found = sums[min(x + half + 1, columns)] - sums[max(x - half, 0)]
+            out[row, column] = kernel * kernel / found if found > 0 else 0.0
 
 
 @numba.njit(nogil=True, cache=True)
 def _scale(
-    pattern: Any, values: Any, present: Any, photons: Any, maximum: float, table: Any, is_log: bool
+    pattern: Any, values: Any, present: Any, photons: Any, maximum: float, is_log: bool
 ) -> None:
-    per_maximum = 1 / math.log1p(maximum)
+    per_maximum = np.float32(1 / (math.log1p(maximum) if is_log else maximum))
+    most = np.float32(np.inf if is_log else maximum)
+    # Numbers of any other kind would make all of it double precision.
+    none, unit, infinite = np.float32(0), np.float32(1), np.float32(np.inf)
+    columns = pattern.shape[1]
+    one, mantissa = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    exponent = np.empty(columns, np.int32)
     for y in range(pattern.shape[0]):
-        for x in range(pattern.shape[1]):
-            n = pattern[y, x]
-            there = math.isfinite(n)
-            n = max(n, np.float32(0)) if there else np.float32(0)
-            present[y, x] = there
-            if not is_log:
-                n = min(n, np.float32(maximum))
-                values[y, x] = n / maximum
-            elif n < COUNTED and n == math.floor(n):
-                values[y, x] = table[int(n)]
-            else:
-                values[y, x] = math.log1p(n) * per_maximum
+        for x in range(columns):
+            given = pattern[y, x]
+            there = abs(given) < infinite
+            n = min(given if there and given > none else none, most)
+            present[y, x] = unit if there else none
             photons[y, x] = n
+            values[y, x] = n * per_maximum
+            one[x] = unit + n
+        if is_log:
+            _take_apart(one.view(np.int32), mantissa.view(np.int32), exponent)
+            _take_logarithms(mantissa, exponent, per_maximum, values[y])
+
+
+@numba.njit(nogil=True, cache=True)
+def _take_apart(bits: Any, mantissa: Any, exponent: Any) -> None:
+    """Bits of numbers from 1 on as those of one from 2^(-1/2) to 2^(1/2), and a power of two."""
+    for x in range(len(bits)):
+        # The root's bits are taken off so that the exponent steps there.
+        above = bits[x] - ROOT_HALF
+        exponent[x] = above >> 23
+        mantissa[x] = (above & 0x7FFFFF) + ROOT_HALF
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
-def _flatten(values: Any, present: Any, rough: Any) -> None:
-    """Photons stand in rough[1] before, their residuals after."""
+def _take_logarithms(mantissa: Any, exponent: Any, factor: Any, out: Any) -> None:
+    # log((1 + s) / (1 - s)) = 2 (s + s^3 / 3 + ...), |s| < 0.172: all of single precision.
+    for x in range(len(out)):
+        s = (mantissa[x] - np.float32(1)) / (mantissa[x] + np.float32(1))
+        q = s * s
+        series = np.float32(2 / 7) + q * np.float32(2 / 9)
+        series = np.float32(2 / 3) + q * (np.float32(2 / 5) + q * series)
+        log = s * (np.float32(2) + q * series) + np.float32(exponent[x]) * LOG_TWO
+        out[x] = log * factor
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _sum_across(sums: Any, twos: Any, fours: Any, eights: Any, out: Any) -> None:
+    """Sums of `LOCAL` columns each, which are 8 + 4 + 2 + 1, without a running sum."""
+    n = len(out)
+    for x in range(n + LOCAL - 2):
+        twos[x] = sums[x] + sums[x + 1]
+    for x in range(n + LOCAL - 4):
+        fours[x] = twos[x] + twos[x + 2]
+    for x in range(n + LOCAL - 8):
+        eights[x] = fours[x] + fours[x + 4]
+    for x in range(n):
+        out[x] = (eights[x] + fours[x + 8]) + (twos[x + 12] + sums[x + 14])
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _flatten(values: Any, photons: Any, weights: Any, rough: Any) -> None:
     rows, columns = values.shape
     half = LOCAL // 2
-    total = 0.0
+    total = np.float32(0)
     for y in range(rows):
         for x in range(columns):
-            total += rough[1, y, x]
+            total += photons[y, x]
     floor = np.float32(FLOOR * total / (rows * columns) + TINY)
     # Sums over the window's rows, for each column; double precision, for they run.
-    sums = np.zeros((3, columns))
-    # Running sums over columns, with the first and the last repeated so that all windows are whole.
-    running = np.zeros((3, columns + LOCAL))
-    # Rows of photons are overwritten once no window needs them: kept as they were here.
-    kept = np.zeros((LOCAL, columns), np.float32)
+    running = np.zeros((2, columns))
+    sums = np.zeros((2, columns + LOCAL - 1), np.float32)
+    parts = np.zeros((3, columns + LOCAL - 1), np.float32)
+    across = np.zeros((2, columns), np.float32)
     square_values: Any = 0.0
     square_photons: Any = 0.0
     for y in range(-half, rows):
-        new = y + half
-        if new < rows:
-            slot = new % LOCAL
+        if y + half < rows:
             for x in range(columns):
-                kept[slot, x] = rough[1, new, x]
-                sums[0, x] += present[new, x]
-                sums[1, x] += values[new, x]
-                sums[2, x] += rough[1, new, x]
+                running[0, x] += values[y + half, x]
+                running[1, x] += photons[y + half, x]
         if y < 0:
             continue
-        for x in range(columns):
-            at = half + x
-            running[0, at + 1] = running[0, at] + sums[0, x]
-            running[1, at + 1] = running[1, at] + sums[1, x]
-            running[2, at + 1] = running[2, at] + sums[2, x]
-        for at in range(half + columns + 1, columns + LOCAL):
-            for k in range(3):
-                running[k, at] = running[k, at - 1]
-        own = y % LOCAL
+        for k in range(2):
+            for x in range(columns):
+                sums[k, half + x] = running[k, x]
+            _sum_across(sums[k], parts[0], parts[1], parts[2], across[k])
         of_values, of_photons = np.float32(0), np.float32(0)
         for x in range(columns):
-            n_there = np.float32(running[0, x + LOCAL] - running[0, x])
-            per_pixel = present[y, x] / max(n_there, np.float32(1))
-            slow = np.float32(running[1, x + LOCAL] - running[1, x]) * per_pixel
-            mean = np.float32(running[2, x + LOCAL] - running[2, x]) * per_pixel
-            a = values[y, x] - slow
-            b = (kept[own, x] - mean) / np.sqrt(mean + floor)
+            weight = weights[y, x]
+            mean = across[1, x] * weight
+            a = values[y, x] - across[0, x] * weight
+            # Both are 0 where the pixel is missing: so are its values and its weight.
+            b = (photons[y, x] - mean) / np.sqrt(mean + floor)
             rough[0, y, x] = a
             rough[1, y, x] = b
             of_values += a * a
@@ -239,11 +252,9 @@ def _flatten(values: Any, present: Any, rough: Any) -> None:
         square_values += of_values
         square_photons += of_photons
         if y - half >= 0:
-            gone = (y - half) % LOCAL
             for x in range(columns):
-                sums[0, x] -= present[y - half, x]
-                sums[1, x] -= values[y - half, x]
-                sums[2, x] -= kept[gone, x]
+                running[0, x] -= values[y - half, x]
+                running[1, x] -= photons[y - half, x]
     size = rows * columns
     by_values = np.float32(1 / math.sqrt(square_values / size + TINY))
     by_photons = np.float32(1 / math.sqrt(square_photons / size + TINY))

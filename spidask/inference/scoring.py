@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 import xarray as xr
 
-from spidask.config import Config
+from spidask.config import Config, Precision, Runtime
 from spidask.errors import DataError
-from spidask.networks.device import resolve_device
-from spidask.networks.folding import fold_norms
+from spidask.networks.device import choose_batch, resolve_device
 from spidask.networks.member import Member, load_member, score
+from spidask.networks.runtime import Ready
 from spidask.schema import annotate, validate
 from spidask.stopwatch import measure
 
@@ -70,28 +70,35 @@ def classify(patterns: xr.Dataset, members: Sequence[str | Path], config: Config
     )
 
 
-def load_current(path: str, device: str) -> Member:
+def load_current(path: str, config: Config) -> Member:
     """Load a member for inference, once in a process unless its file changes.
 
     Parameters
     ----------
     path : str
         The member's file.
-    device : str
-        Where its network goes.
+    config : Config
+        Sections `inference` and `cluster`.
 
     Returns
     -------
     Member
-        The classifier, its batch norms folded.
+        The classifier, its network made ready.
+
+    Raises
+    ------
+    ClusterError
+        If a device or a runtime is asked for that is not there.
     """
-    return _load(path, Path(path).stat().st_mtime_ns, device)
+    settings = config.inference
+    device, modified = resolve_device(config), Path(path).stat().st_mtime_ns
+    return _load(path, modified, device, settings.precision, settings.runtime)
 
 
 @lru_cache(maxsize=64)
-def _load(path: str, _mtime_ns: int, device: str) -> Member:
+def _load(path: str, _mtime_ns: int, device: str, precision: Precision, runtime: Runtime) -> Member:
     member = load_member(path, device)
-    return dataclasses.replace(member, network=fold_norms(member.network))
+    return dataclasses.replace(member, network=Ready(member.network, precision, runtime))
 
 
 def _score_block(
@@ -125,16 +132,15 @@ def score_patterns(patterns: FloatArray, paths: Sequence[str], config: Config) -
     Raises
     ------
     ClusterError
-        If a device is asked for that is not there.
+        If a device or a runtime is asked for that is not there.
     """
     # One thread, whatever the machine: the last digits of a convolution depend on their number.
     torch.set_num_threads(1)
     device, out = resolve_device(config), np.full((len(patterns), len(paths)), np.nan, np.float32)
     rows = np.arange(len(patterns))
     for column, path in enumerate(paths):
-        member = load_current(path, device)
-        settings = config.inference
-        found = score(member, patterns[rows], settings.batch_size, settings.precision)
+        member = load_current(path, config)
+        found = score(member, patterns[rows], choose_batch(config, member.network, device))
         out[rows, column] = found
         if config.inference.ensemble == "early_exit":
             # In double precision, as the selection compares.

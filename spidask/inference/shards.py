@@ -25,7 +25,6 @@ from spidask.io.layout import ENERGIES
 from spidask.io.runs import take_frames
 from spidask.io.stack import EVENT_IDS
 from spidask.monitor import gpu_facts, shrink_pattern, tell
-from spidask.networks.device import resolve_device
 from spidask.preprocessing import measure_sizes, preprocess
 from spidask.stopwatch import measure, take_seconds
 
@@ -308,8 +307,7 @@ def _tell_shard(
     prepared: Prepared | None,
 ) -> tuple[int, float] | None:
     """Tell what was done; gives the frame that all members accept most clearly, and its score."""
-    device = resolve_device(config)
-    thresholds = [load_current(str(path), device).threshold for path in members]
+    thresholds = [load_current(str(path), config).threshold for path in members]
     margin = (computed["scores"].values - np.array(thresholds, np.float32)).min(1)
     accepted = np.flatnonzero(margin >= 0)
     spent = Counter(prepared.seconds if prepared else {})

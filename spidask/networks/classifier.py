@@ -43,6 +43,9 @@ class Classifier(nn.Module):
 
     name: ClassVar[str]
     """As in `training.architecture`."""
+    batch_on_cpu: ClassVar[int] = 1
+    """Patterns at once; more gain little where each keeps the caches busy, and a hit in a block
+    without others waits for all of them."""
 
     def settings(self) -> dict[str, Any]:
         """Arguments that build the same network.

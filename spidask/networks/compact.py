@@ -7,12 +7,21 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
 
 from spidask.config import Representation
-from spidask.frames.residuals import FLOOR, LOCAL, TINY, pool_power, roughen, scale_windows
+from spidask.frames.residuals import FLOOR, LOCAL, TINY, roughen, scale_windows
+from spidask.frames.spectrum import (
+    fold_rows,
+    fourier_matrices,
+    is_awkward,
+    pool_power,
+    unfold_rows,
+)
 from spidask.networks.classifier import Classifier
 from spidask.networks.representation import represent
 from spidask.schema import CLASSES
@@ -79,7 +88,8 @@ class PartialConv(nn.Module):
         torch.Tensor
             Shape (frame, channels, y / stride, x / stride).
         """
-        return torch.as_tensor(self.conv(values) * scale)
+        out: torch.Tensor = self.conv(values) * scale
+        return out
 
 
 class Residual(nn.Module):
@@ -148,6 +158,7 @@ class Compact(Classifier):
     """
 
     name = "compact"
+    batch_on_cpu = 8
 
     def __init__(
         self,
@@ -219,8 +230,8 @@ class Compact(Classifier):
             seen = roughen(patterns.numpy(), maximum, is_logarithmic=is_log)
             kernel, stride = self.stem.conv.kernel_size[0], self.stem.conv.stride[0]
             scale = torch.from_numpy(scale_windows(seen[1], kernel, stride))
-            amplitude = torch.fft.rfft2(torch.from_numpy(seen[2]), norm="ortho")
-            distances = torch.from_numpy(pool_power(amplitude.numpy())).log1p_()
+            amplitude = _transform(torch.from_numpy(seen[2]))
+            distances = torch.from_numpy(pool_power(amplitude)).log1p_()
             return torch.from_numpy(seen[0])[:, None], scale[:, None], distances
         values, present = represent(patterns, representation)
         rough = roughen_on_device(values, present, self.stretch)
@@ -249,7 +260,8 @@ class Compact(Classifier):
         pattern = self.stages(pattern)
         distances = self.autocorrelation_stages(self.autocorrelation_stem(distances))
         features = [*_pool(pattern), *_pool(distances)]
-        return torch.as_tensor(self.head(torch.cat(features, 1)))
+        out: torch.Tensor = self.head(torch.cat(features, 1))
+        return out
 
 
 def autocorrelation(rough: torch.Tensor) -> torch.Tensor:
@@ -305,6 +317,20 @@ def roughen_on_device(
     return rough / (rough.square().mean((2, 3), keepdim=True) + TINY).sqrt()
 
 
+def _transform(images: torch.Tensor) -> npt.NDArray[np.complex64]:
+    """Transform real images as torch.fft.rfft2 does, faster where it is slow."""
+    *front, rows, columns = images.shape
+    if not is_awkward(rows):
+        return np.asarray(torch.fft.rfft2(images, norm="ortho"))
+    across = torch.view_as_real(torch.fft.rfft(images, norm="ortho"))
+    parts = fold_rows(across.reshape(-1, rows, 2 * (columns // 2 + 1)).numpy())
+    cosine, sine = (
+        (torch.from_numpy(matrix) @ torch.from_numpy(part)).numpy()
+        for matrix, part in zip(fourier_matrices(rows), parts, strict=True)
+    )
+    return unfold_rows(cosine, sine, rows).reshape(*front, rows, -1)
+
+
 def _convolution(n_in: int, n_out: int, stride: int, kernel: int = 3) -> list[nn.Module]:
     convolution = nn.Conv2d(n_in, n_out, kernel, stride, kernel // 2, bias=False)
     return [convolution, nn.BatchNorm2d(n_out)]
@@ -324,4 +350,5 @@ def _window_sum(x: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def _pool(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x = x.float()
     return x.mean((2, 3)), x.amax((2, 3))

@@ -8,6 +8,9 @@ import torch
 
 from spidask.config import Config, Precision
 from spidask.errors import ClusterError
+from spidask.networks.classifier import Classifier
+
+BATCH_ON_GPU = 64
 
 
 def in_precision(device: str, precision: Precision) -> torch.autocast:
@@ -45,10 +48,36 @@ def choose_device(config: Config) -> str:
         of device; ``auto`` where only this machine can tell.
     """
     device, cluster = config.inference.device, config.cluster
+    if config.inference.runtime == "openvino":
+        return "cpu"
     is_told = cluster.gpus is not None or cluster.kind not in ("local", "inline")
     if device == "auto" and is_told:
         return "cuda" if cluster.gpus else "cpu"
     return device
+
+
+def choose_batch(config: Config, network: Classifier | type[Classifier], device: str) -> int:
+    """Choose the one size of all batches of a network.
+
+    Parameters
+    ----------
+    config : Config
+        Section `inference`.
+    network : Classifier or type of Classifier
+        The network, or its kind.
+    device : str
+        ``cpu`` or ``cuda``.
+
+    Returns
+    -------
+    int
+        Patterns at once. The last digits of a score depend on it, so that it is recorded with the
+        labels.
+    """
+    size = config.inference.batch_size
+    if size != "auto":
+        return size
+    return network.batch_on_cpu if device == "cpu" else BATCH_ON_GPU
 
 
 def resolve_device(config: Config) -> str:
@@ -69,6 +98,8 @@ def resolve_device(config: Config) -> str:
     ClusterError
         If a GPU is asked for and there is none.
     """
+    if config.inference.runtime == "openvino":
+        return "cpu"
     device, available = config.inference.device, torch.cuda.is_available()
     if device == "cuda" and not available:
         if config.cluster.kind in ("local", "inline") and not config.cluster.gpus:

@@ -98,4 +98,5 @@ class EfficientNet(Classifier):
         torch.Tensor
             Unnormalized log probabilities, shape (frame, class), in the order of schema.CLASSES.
         """
-        return torch.as_tensor(self.network(pictures))
+        out: torch.Tensor = self.network(pictures)
+        return out

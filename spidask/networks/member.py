@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from spidask.config import Precision, Representation
 from spidask.errors import DataError
-from spidask.networks.architectures import rebuild
+from spidask.networks.architectures import ARCHITECTURES, rebuild
 from spidask.networks.classifier import Classifier, in_single_precision
 from spidask.networks.device import in_precision
 from spidask.networks.tensors import load_tensors, save_tensors
@@ -105,6 +105,31 @@ def load_member(path: str | Path, device: str | torch.device = "cpu") -> Member:
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.eval().requires_grad_(False)
     return Member(network, representation, provenance=metadata["provenance"], **numbers)
+
+
+def read_architecture(path: str | Path) -> type[Classifier]:
+    """Find out what kind of network a member has.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+        A file that `save_member` wrote.
+
+    Returns
+    -------
+    type of Classifier
+        The kind.
+
+    Raises
+    ------
+    DataError
+        If the file is no member.
+    """
+    _, metadata = load_tensors(path, only=())
+    try:
+        return ARCHITECTURES[metadata["architecture"]]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is no member of this version: {error}", path=str(path)) from None
 
 
 def score(

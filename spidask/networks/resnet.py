@@ -108,7 +108,8 @@ class ResNet18(Classifier):
             Unnormalized log probabilities, shape (frame, class), in the order of schema.CLASSES.
         """
         x = functional.max_pool2d(functional.relu(self.stem(values)), 3, 2, 1)
-        return torch.as_tensor(self.head(self.blocks(x).mean((2, 3))))
+        out: torch.Tensor = self.head(self.blocks(x).mean((2, 3)))
+        return out
 
 
 def _convolution(n_in: int, n_out: int, kernel: int, stride: int) -> nn.Sequential:

@@ -21,7 +21,10 @@ from spidask.io.layout import ENERGIES
 from spidask.io.maps import Region
 from spidask.io.runs import choose_block
 from spidask.io.stack import EVENT_IDS
+from spidask.networks.architectures import ARCHITECTURES
 from spidask.networks.cost import Cost, measure_networks
+from spidask.networks.device import choose_batch, choose_device, resolve_device
+from spidask.networks.member import read_architecture
 from spidask.planning.plan import Plan
 from spidask.provenance import awaits_simulation
 from spidask.simulation.detector import PANEL
@@ -239,7 +242,11 @@ def _block_bytes(config: Config, given: _Input, pixels: int) -> int:
 
 def _network_bytes(config: Config, cost: Cost) -> int:
     more = max(LAYERS_HELD * (cost.layer_bytes - USUAL_LAYER_BYTES), 0)
-    return round(config.inference.batch_size * more)
+    named = config.inference.members
+    kind = read_architecture(named[0]) if named else ARCHITECTURES[config.training.architecture]
+    device = choose_device(config)
+    device = resolve_device(config) if device == "auto" else device
+    return round(choose_batch(config, kind, device) * more)
 
 
 def _train_bytes(config: Config, cost: Cost) -> int:

@@ -1,5 +1,6 @@
 """Checks of the machine and the output folder."""
 
+import importlib.util
 import json
 import shutil
 from collections import namedtuple
@@ -41,6 +42,18 @@ def test_a_gpu_that_torch_was_not_built_for(beamtime, tmp_path, monkeypatch, dev
     assert problem.place == "inference.device"
     assert "compute capability 7.0" in problem.message
     assert "built for sm_75, sm_80" in problem.message
+
+
+def test_a_runtime_that_is_not_installed(beamtime, tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *a: None if name == "openvino" else found(name, *a),
+    )
+    (problem,) = check(beamtime.config(tmp_path, inference={"runtime": "openvino"}))
+    assert (problem.severity, problem.place) == ("error", "inference.runtime")
+    assert "spidask[openvino]" in problem.message
 
 
 def test_shards_that_cut_windows(beamtime, tmp_path):

@@ -56,3 +56,12 @@ def test_windows_are_those_of_the_slow_loop(kernel, stride):
             y, x = row * stride, column * stride
             n = padded[y : y + kernel, x : x + kernel].sum()
             assert found[row, column] == pytest.approx(kernel**2 / n if n else 0)
+
+
+def test_logarithms_are_those_of_numpy():
+    photons = np.concatenate([np.arange(70_000), RANDOM.exponential(3, 1000), [1e-6, 3e9]])
+    photons = photons.astype(np.float32)[None, None]
+    values, *_ = roughen(photons, 30.0, is_logarithmic=True)
+    expected = np.log1p(photons.astype(float)) / np.log1p(30.0)
+    np.testing.assert_allclose(values, expected, rtol=3e-7, atol=6e-8)
+    assert values[0, 0, 0] == 0

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from spidask.config import Representation
-from spidask.frames.residuals import pool_power, roughen, scale_windows
+from spidask.frames.residuals import roughen, scale_windows
+from spidask.frames.spectrum import pool_power
 from spidask.networks.compact import Compact, PartialConv, autocorrelation, roughen_on_device
 from spidask.networks.cost import measure_cost
 from spidask.networks.folding import fold_norms

@@ -1,0 +1,249 @@
+"""Networks on the CPU, each convolution and what follows it done in one pass."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from spidask.networks.picture import PictureConv, fold_channels
+
+Norm = nn.BatchNorm2d
+Outputs = Any
+
+
+def can_fuse(dtype: torch.dtype) -> bool:
+    """Tell whether this machine's torch can do it.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        In which convolutions multiply.
+
+    Returns
+    -------
+    bool
+        True if it has oneDNN and, for bfloat16, the processor the instructions.
+    """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    is_able: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or is_able
+
+
+def fuse(
+    network: nn.Module, seen: tuple[torch.Tensor, ...], dtype: torch.dtype
+) -> Callable[..., Outputs]:
+    """Join each convolution with the norm, the sum and the activation that follow it.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        In evaluation mode, on the CPU; it is left as it is.
+    seen : tuple of torch.Tensor
+        What it is given, for the shapes.
+    dtype : torch.dtype
+        In which convolutions multiply, and what they give: float32 or bfloat16. Linear layers
+        stay in float32.
+
+    Returns
+    -------
+    callable
+        The same function but for rounding, for arguments of these shapes.
+
+    Notes
+    -----
+    Norms are multiplied into the weights, which are laid out for oneDNN once; sums and activations
+    are done while a convolution's result is still in registers. torch.compile does the same, where
+    there is a C++ compiler and half a minute.
+    """
+    tracer = _Tracer()
+    graph = tracer.trace(network)
+    traced = fx.GraphModule(tracer.root, graph)
+    with torch.inference_mode():
+        ShapeProp(traced).propagate(*seen)
+    convolutions = [node for node in graph.nodes if _is_convolution(node)]
+    sizes = {node: node.args[0].meta["tensor_meta"].shape for node in convolutions}
+    for node in list(graph.nodes):
+        if node in sizes:
+            _fuse_one(traced, node, sizes[node], dtype)
+        elif _is_module(node, nn.Linear):
+            with graph.inserting_before(node):
+                node.args = (graph.call_method("float", node.args),)
+    graph.eliminate_dead_code()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, PictureConv) or super().is_leaf_module(module, name)
+
+
+Geometry = tuple[list[int], list[int], list[int], int]
+"""Padding, stride, dilation and groups."""
+
+
+class _Convolution(nn.Module):
+    """A convolution, maybe a sum, maybe an activation."""
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        geometry: Geometry,
+        size: torch.Size,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.dtype, self.bias = dtype, None if bias is None else bias.to(dtype)
+        self.geometry = geometry
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+            weight.to(dtype).contiguous(memory_format=torch.channels_last), *geometry, list(size)
+        )
+        self.activation: tuple[str, list[float]] = ("none", [])
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        x = x.to(self.dtype, memory_format=torch.channels_last)
+        name, settings = self.activation
+        if other is None:
+            out: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
+                x, self.weight, self.bias, *self.geometry, name, settings, ""
+            )
+            return out
+        summed: torch.Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
+            x, other, self.weight, self.bias, *self.geometry, "add", 1.0, name, settings, ""
+        )
+        return summed
+
+
+class _Rescaled(nn.Module):
+    """A partial convolution's scale, its norm and the activation."""
+
+    def __init__(self, shift: torch.Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.shift = shift.to(dtype)[None, :, None, None]
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        is_one_mask = torch.equal(scale, scale[:1].expand_as(scale))
+        scale = scale[:1] if is_one_mask else scale
+        # Spread over channels first: the innermost of an operand must not stand still.
+        size = (len(scale), *x.shape[1:])
+        factors, shift = (
+            part.to(x.dtype).expand(n, *size[1:]).contiguous(memory_format=torch.channels_last)
+            for part, n in ((scale, len(scale)), (self.shift, 1))
+        )
+        return torch.addcmul(shift, x, factors)
+
+
+def _fuse_one(traced: fx.GraphModule, node: fx.Node, size: torch.Size, dtype: torch.dtype) -> None:
+    x, name = node.args[0], f"fused_{node.name}"
+    weight, bias, geometry = _describe(node, size)
+    last, args, rescaled = node, [x], None
+    following = _follower(last)
+    if following is not None and _is_module(following, Norm):
+        weight, bias = _fold(following, weight, bias)
+        last = following
+    elif following is not None and _is_call(following, operator.mul, torch.mul):
+        norm = _follower(following)
+        is_first = following.args[0] is node
+        if norm is not None and _is_module(norm, Norm) and bias is None and is_first:
+            weight, shift = _fold(norm, weight, None)
+            rescaled, last = (following.args[1], _Rescaled(shift, dtype)), norm
+    layer = _Convolution(weight, bias, geometry, size, dtype)
+    traced.add_submodule(name, layer)
+    following = _follower(last)
+    if rescaled is None and following is not None and _is_call(following, operator.add, torch.add):
+        others = [a for a in following.args if isinstance(a, fx.Node) and a is not last]
+        after = _follower(following)
+        if len(others) == 1 and after is not None and _activation(after):
+            args, last, following = [x, others[0]], following, after
+    if rescaled is None and following is not None and (found := _activation(following)):
+        layer.activation, last = found, following
+    with traced.graph.inserting_before(last):
+        new = traced.graph.call_module(name, tuple(args))
+        if rescaled is not None:
+            traced.add_submodule(name + "_scale", rescaled[1])
+            new = traced.graph.call_module(name + "_scale", (new, rescaled[0]))
+    last.replace_all_uses_with(new)
+
+
+def _is_convolution(node: fx.Node) -> bool:
+    # Layers of other packages call the function.
+    return _is_module(node, nn.Conv2d) or _is_call(node, functional.conv2d)
+
+
+def _describe(
+    node: fx.Node, size: torch.Size
+) -> tuple[torch.Tensor, torch.Tensor | None, Geometry]:
+    """Weight, bias and geometry of a convolution."""
+    weight: Any
+    layer: Any = _module(node) if node.op == "call_module" else None
+    if layer is None:
+        given: Any = node.args
+        _, *named, stride, padding, dilation, groups = given
+        weight, bias = (None if part is None else _attribute(node, part) for part in named)
+    else:
+        weight, bias, stride, padding = layer.weight, layer.bias, layer.stride, layer.padding
+        dilation, groups = layer.dilation, layer.groups
+    if isinstance(layer, PictureConv) and size[1] == 1 < layer.in_channels:
+        weight = fold_channels(layer.weight)
+    return weight, bias, (_pair(padding), _pair(stride), _pair(dilation), groups)
+
+
+def _pair(number: Any) -> list[int]:
+    return [number, number] if isinstance(number, int) else list(number)
+
+
+def _attribute(node: fx.Node, named: Any) -> torch.Tensor:
+    found: torch.Tensor = operator.attrgetter(named.target)(node.graph.owning_module)
+    return found
+
+
+def _fold(
+    node: fx.Node, weight: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    norm = _module(node)
+    assert isinstance(norm, Norm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return fuse_conv_bn_weights(
+        weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+
+
+def _activation(node: fx.Node) -> tuple[str, list[float]] | None:
+    """What oneDNN calls an activation, and its settings."""
+    if _is_call(node, functional.relu, torch.relu) or _is_module(node, nn.ReLU):
+        return "relu", []
+    if _is_module(node, nn.LeakyReLU):
+        return "leaky_relu", [float(_module(node).negative_slope)]  # type: ignore[arg-type]
+    if _is_module(node, nn.ReLU6):
+        return "hardtanh", [0.0, 6.0]
+    return None
+
+
+def _follower(node: fx.Node) -> fx.Node | None:
+    """The only one that takes what a node gives."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _module(node: fx.Node) -> nn.Module:
+    owner = node.graph.owning_module
+    assert owner is not None
+    return owner.get_submodule(str(node.target))
+
+
+def _is_module(node: fx.Node, *kinds: type[nn.Module]) -> bool:
+    return node.op == "call_module" and isinstance(_module(node), kinds)
+
+
+def _is_call(node: fx.Node, *functions: Any) -> bool:
+    return node.op == "call_function" and node.target in functions
