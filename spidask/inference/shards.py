@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dask
-import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -26,7 +25,7 @@ from spidask.io.runs import take_frames
 from spidask.io.stack import EVENT_IDS
 from spidask.monitor import gpu_facts, shrink_pattern, tell
 from spidask.networks.device import resolve_device
-from spidask.preprocessing import measure_sizes, preprocess
+from spidask.preprocessing import map_frames, measure_sizes, preprocess
 from spidask.stopwatch import measure, take_seconds
 
 log = logging.getLogger(__name__)
@@ -149,21 +148,12 @@ def prepare_shard(run: xr.Dataset, config: Config, number: int) -> Prepared:
     take_seconds()
     lazy = _cut(run, config, number, lambda f: measure_sizes(preprocess(f, config), config))
     names = [name for name in _stored_names(lazy) if name != "scores"]
-    # Each block's hits as one object, for nobody knows before how many there are.
-    patterns, hit = lazy["patterns"].data, lazy["hit"].data
-    hits = da.map_blocks(
-        _pack_hits,
-        patterns,
-        hit[:, None, None],
-        dtype=object,
-        drop_axis=(1, 2),
-        chunks=((1,) * patterns.numblocks[0],),
-        meta=np.empty(0, object),
-    )
-    described = lazy.reset_coords()[names].assign(hits=("block", hits))
+    hits = map_frames(_pack_hits, lazy["patterns"].data, lazy["hit"].data, dtype=object)
+    described = lazy.reset_coords()[names].assign(hits=("frame", hits))
     with dask.config.set(scheduler="threads", num_workers=_n_threads()):
         computed = described.compute()
-    found = np.concatenate(computed["hits"].values)
+    packed = computed["hits"].values[computed["hit"].values]
+    found = np.array(list(packed), np.float32).reshape(len(packed), *lazy["patterns"].shape[1:])
     seconds = take_seconds() | {"all": time.perf_counter() - start}
     return Prepared(computed.drop_vars("hits"), found, seconds, get_worker().address)
 
@@ -171,8 +161,10 @@ def prepare_shard(run: xr.Dataset, config: Config, number: int) -> Prepared:
 def _pack_hits(
     block: npt.NDArray[np.float32], hit: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.object_]:
-    packed = np.empty(1, object)
-    packed[0] = block[hit[:, 0, 0]]
+    # Copies, for a view would keep the block; of misses nothing.
+    packed = np.empty(len(block), object)
+    for i in np.flatnonzero(hit):
+        packed[i] = block[i].copy()
     return packed
 
 
