@@ -76,12 +76,13 @@ def preprocess(frames: xr.Dataset, config: Config) -> xr.Dataset:
     out = frames.drop_vars(["frames", "y", "x"], errors="ignore").assign_coords(
         y=np.arange(region[0], region[1]), x=np.arange(region[2], region[3])
     )
+    found = {}
     for name, (dims, dtype, take) in TAKEN.items():
         sizes = {dim: out.sizes[dim] for dim in dims[1:]}
         parts = [map_frames(take, one, dtype=dtype, **sizes) for one in calibrated]
-        out[name] = (dims, da.concatenate(parts))
-    out["hit"] = ("frame", _hit(out, config.hits))
-    return annotate(out)
+        found[name] = xr.Variable(dims, da.concatenate(parts))
+    found["hit"] = xr.Variable("frame", _hit(found, _stretches(frames), config.hits))
+    return annotate(out.assign(found))
 
 
 def measure_sizes(patterns: xr.Dataset, config: Config) -> xr.Dataset:
@@ -326,13 +327,15 @@ def _calibrate_block(
     return Calibrated(*calibrate(block, load_calibration(recipe), ratio, lit_photons=lit_photons))
 
 
-def _hit(patterns: xr.Dataset, settings: Hits) -> da.Array:
-    score, lit = patterns["hit_score"].data, patterns["lit_pixels"].data
+def _hit(
+    found: dict[str, xr.Variable], stretches: list[tuple[int, slice]], settings: Hits
+) -> da.Array:
+    score, lit = found["hit_score"].data, found["lit_pixels"].data
     hit: da.Array
     if settings.threshold == "none":
-        hit = patterns["readable"].data
+        hit = found["readable"].data
     elif settings.threshold == "adaptive":
-        runs = [_adaptive(score[part], lit[part], settings) for _, part in _stretches(patterns)]
+        runs = [_adaptive(score[part], lit[part], settings) for _, part in stretches]
         hit = da.concatenate(runs)
     else:
         hit = score > settings.threshold

@@ -218,6 +218,7 @@ def test_reading_overlaps_with_scoring(beamtime, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(scoring_module, "score", score_alone)
     monkeypatch.setattr("spidask.inference.shards._n_threads", lambda: 2)
+    monkeypatch.setattr("spidask.inference.shards.resolve_device", lambda _config: "cuda")
     write_run(tmp_path / "r0001.h5", 1024, 5, 0.9)
     one_run = Beamtime(tmp_path, beamtime.members)
     label(one_run, tmp_path, frames_per_block=64, frames_per_shard=1024)

@@ -91,6 +91,11 @@ def label_shard(
     Shard
         What was done.
     """
+    # Cores score the hits of a whole shard, for fuller batches; a GPU those of a block, while the
+    # next one is read. Where all frames are hits, they would not fit into memory.
+    if resolve_device(config) == "cpu" and config.hits.threshold != "none":
+        prepared = prepare_shard(run, config, number)
+        return finish_shard(prepared, run, members, config, labels, number)
     start = time.perf_counter()
     take_seconds()
     lazy = _cut(run, config, number, lambda frames: label_lazily(frames, members, config))
@@ -112,7 +117,7 @@ class Prepared:
     seconds : dict
         Kind of work to the time it took; ``all`` from the first read to the end.
     reader : str
-        Address of the worker.
+        Address of the worker; empty for a process that is none.
     """
 
     labels: xr.Dataset
@@ -128,7 +133,7 @@ def _measure_prepared(prepared: Prepared) -> int:
 
 
 def prepare_shard(run: xr.Dataset, config: Config, number: int) -> Prepared:
-    """Do all of a shard that needs no network, on a worker without a GPU.
+    """Do all of a shard that needs no network.
 
     Parameters
     ----------
@@ -152,10 +157,13 @@ def prepare_shard(run: xr.Dataset, config: Config, number: int) -> Prepared:
     described = lazy.reset_coords()[names].assign(hits=("frame", hits))
     with dask.config.set(scheduler="threads", num_workers=_n_threads()):
         computed = described.compute()
-    packed = computed["hits"].values[computed["hit"].values]
-    found = np.array(list(packed), np.float32).reshape(len(packed), *lazy["patterns"].shape[1:])
+    packed = list(computed["hits"].values[computed["hit"].values])
+    computed = computed.drop_vars("hits")
+    found = np.empty((len(packed), *lazy["patterns"].shape[1:]), np.float32)
+    for i in reversed(range(len(packed))):
+        found[i] = packed.pop()
     seconds = take_seconds() | {"all": time.perf_counter() - start}
-    return Prepared(computed.drop_vars("hits"), found, seconds, get_worker().address)
+    return Prepared(computed, found, seconds, _address_of_worker())
 
 
 def _pack_hits(
@@ -315,7 +323,7 @@ def _tell_shard(
         n_hits=shard.n_hits,
         n_single=len(accepted),
         seconds=round(shard.seconds, 4),
-        reader=prepared.reader if prepared else get_worker().address,
+        reader=prepared.reader if prepared else _address_of_worker(),
         **{f"{work}_s": round(seconds, 4) for work, seconds in spent.items()},
     )
     if gpu := gpu_facts():
@@ -335,6 +343,13 @@ def _tell_picture(run: xr.Dataset, row: int, score: float, shard: Shard, config:
 
 def _n_threads() -> int:
     return _threads_of_worker() or len(os.sched_getaffinity(0))
+
+
+def _address_of_worker() -> str:
+    try:
+        return str(get_worker().address)
+    except ValueError:
+        return ""
 
 
 def _threads_of_worker() -> int:
