@@ -2,6 +2,7 @@
 
     python jobs/benchmark.py dask FOLDER     # shards on two Dask workers against two plain loops
     python jobs/benchmark.py scale FOLDER    # 12 million frames in 400 runs: what all shards cost
+    python jobs/benchmark.py kernels FOLDER  # from the raw region to what a network sees
 
 FOLDER gets the files that are measured, about 1 GB. Prints a table and writes FOLDER/NAME.json.
 """
@@ -27,6 +28,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 import xarray as xr
+from benchmark_kernels import benchmark_kernels
 from distributed import Client
 
 from spidask.cluster import connect
@@ -74,7 +76,7 @@ def config_of(files: list[Path], output: Path, **sections: dict) -> Config:
             "runs": {"files": [str(path) for path in files], "dataset": "data"},
             "output": str(output),
             "inference": {"members": [str(SHIPPED)]},
-            "hits": {"threshold": 1500.0},
+            "hits": {"threshold": 700.0},
             "cluster": {"cpu_workers": N_WORKERS},
             **sections,
         }
@@ -253,13 +255,14 @@ def peak_memory() -> float:
 def main() -> None:
     """Measure, print a table and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=["dask", "scale"])
+    parser.add_argument("name", choices=["dask", "scale", "kernels"])
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
     folder = options.folder / options.name
     folder.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.WARNING)
-    rows = {"dask": benchmark_dask, "scale": benchmark_scale}[options.name](folder)
+    measures = {"dask": benchmark_dask, "scale": benchmark_scale, "kernels": benchmark_kernels}
+    rows = measures[options.name](folder)
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     print(f"{machine}, {time.strftime('%Y-%m-%d')}")
     for row in rows:
