@@ -20,8 +20,9 @@ from distributed import get_worker
 from spidask.config import Config
 from spidask.inference.scoring import classify, load_current, score_patterns
 from spidask.io import store
+from spidask.io.calibration import recipe_of
 from spidask.io.layout import ENERGIES
-from spidask.io.runs import take_frames
+from spidask.io.runs import choose_block, take_frames
 from spidask.io.stack import EVENT_IDS
 from spidask.monitor import gpu_facts, shrink_pattern, tell
 from spidask.networks.device import resolve_device
@@ -155,7 +156,8 @@ def prepare_shard(run: xr.Dataset, config: Config, number: int) -> Prepared:
     names = [name for name in _stored_names(lazy) if name != "scores"]
     hits = map_frames(_pack_hits, lazy["patterns"].data, lazy["hit"].data, dtype=object)
     described = lazy.reset_coords()[names].assign(hits=("frame", hits))
-    with dask.config.set(scheduler="threads", num_workers=_n_threads()):
+    # Two at least: a worker of one core reads a block while it works on another.
+    with dask.config.set(scheduler="threads", num_workers=max(_n_threads(), 2)):
         computed = described.compute()
     packed = list(computed["hits"].values[computed["hit"].values])
     computed = computed.drop_vars("hits")
@@ -214,8 +216,16 @@ def _cut(
     n_frames = run.sizes["frame"]
     frames = store.slice_shard(n_frames, config.inference.frames_per_shard, number)
     span = enclose_windows(frames, config.hits.window, n_frames)
-    lazy = describe(take_frames(run, span))
+    lazy = describe(take_frames(run.assign_attrs(frames_per_block=_block_of(run, config)), span))
     return lazy.isel(frame=slice(frames.start - span.start, frames.stop - span.start))
+
+
+def _block_of(run: xr.Dataset, config: Config) -> int:
+    # By what is read of a frame: small blocks cost more tasks than work.
+    name = str(run["run_name"].values[run["run"].values[0]])
+    shape, dtype = run["frames"].shape[1:], run["frames"].dtype
+    n_pixels = recipe_of(config, name, (int(shape[0]), int(shape[1]))).n_read
+    return config.inference.frames_per_block or choose_block((1, n_pixels), dtype)
 
 
 def _store(
