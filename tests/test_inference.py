@@ -251,7 +251,8 @@ def test_a_core_reads_a_block_while_it_works_on_another_and_holds_no_more(
     monkeypatch.setattr(preprocessing, "_calibrate_block", work)
     monkeypatch.setattr("spidask.inference.shards._n_threads", lambda: 1)
     write_run(tmp_path / "r0001.h5", 1024, 5, 0.1)
-    label(Beamtime(tmp_path, beamtime.members), tmp_path, frames_per_block=128)
+    one_run = Beamtime(tmp_path, beamtime.members)
+    label(one_run, tmp_path, frames_per_block=128, frames_per_shard=1024)
     assert len(seen) == 8
     assert max(seen) == 2
 
