@@ -176,11 +176,8 @@ def choose_block(shape: tuple[int, int], dtype: np.dtype[Any]) -> int:
     >>> choose_block((512, 1024), np.dtype("uint16")), choose_block((123, 240), np.dtype("uint16"))
     (128, 1024)
     """
-    n_bytes = shape[0] * shape[1] * dtype.itemsize
-    n_windows = max(1, BLOCK_BYTES // (HIT_WINDOW * n_bytes))
-    if n_windows * HIT_WINDOW * n_bytes <= 2 * BLOCK_BYTES:
-        return n_windows * HIT_WINDOW
-    return max(1, BLOCK_BYTES // n_bytes)
+    fit = max(1, BLOCK_BYTES // (shape[0] * shape[1] * dtype.itemsize))
+    return max(1, fit // HIT_WINDOW) * HIT_WINDOW if 2 * fit >= HIT_WINDOW else fit
 
 
 def _stretches(entries: list[FileEntry]) -> Stretches:
