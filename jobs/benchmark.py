@@ -4,6 +4,7 @@
     python jobs/benchmark.py scale FOLDER    # 12 million frames in 400 runs: what all shards cost
     python jobs/benchmark.py read FOLDER     # a region of every layout against plain Dask
     python jobs/benchmark.py networks FOLDER [--gpu]  # each against eager torch and the matrix rate
+    python jobs/benchmark.py kernels FOLDER  # from the raw region to what a network sees
 
 FOLDER gets the files that are measured, about 1 GB. Prints a table and writes FOLDER/NAME.json.
 """
@@ -30,6 +31,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 import xarray as xr
+from benchmark_kernels import benchmark_kernels
 from benchmark_networks import benchmark_networks
 from benchmark_reading import benchmark_read
 from distributed import Client
@@ -79,7 +81,7 @@ def config_of(files: list[Path], output: Path, **sections: dict) -> Config:
             "runs": {"files": [str(path) for path in files], "dataset": "data"},
             "output": str(output),
             "inference": {"members": [str(SHIPPED)]},
-            "hits": {"threshold": 1500.0},
+            "hits": {"threshold": 700.0},
             "cluster": {"cpu_workers": N_WORKERS},
             **sections,
         }
@@ -258,7 +260,7 @@ def peak_memory() -> float:
 def main() -> None:
     """Measure, print a table and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=["dask", "scale", "read", "networks"])
+    parser.add_argument("name", choices=["dask", "scale", "read", "kernels", "networks"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--gpu", action="store_true", help="networks: on the CUDA device")
     options = parser.parse_args()
@@ -270,6 +272,7 @@ def main() -> None:
         "dask": benchmark_dask,
         "scale": benchmark_scale,
         "read": benchmark_read,
+        "kernels": benchmark_kernels,
         "networks": networks,
     }
     rows = benchmarks[options.name](folder)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from itertools import chain, pairwise
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import dask.array as da
 import numpy as np
 import xarray as xr
 from dask.graph_manipulation import clone
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from spidask.config import Config, Geometry, Hits, Sizing
 from spidask.errors import ConfigError, DataError
@@ -67,16 +69,20 @@ def preprocess(frames: xr.Dataset, config: Config) -> xr.Dataset:
     recipes = _recipes(frames, config)
     region = next(iter(recipes.values())).region
     names = frames["run_name"].values
-    parts = [
-        _patterns(frames, part, recipes[code], config.geometry_of(str(names[code])))
+    calibrated = [
+        _calibrate(frames, part, recipes[code], config, str(names[code]))
         for code, part in _stretches(frames)
     ]
-    array = da.concatenate(parts)
     out = frames.drop_vars(["frames", "y", "x"], errors="ignore").assign_coords(
         y=np.arange(region[0], region[1]), x=np.arange(region[2], region[3])
     )
-    out["patterns"] = (("frame", "y", "x"), array)
-    return annotate(_find_hits(out, config))
+    found = {}
+    for name, (dims, dtype, take) in TAKEN.items():
+        sizes = {dim: out.sizes[dim] for dim in dims[1:]}
+        parts = [map_frames(take, one, dtype=dtype, **sizes) for one in calibrated]
+        found[name] = xr.Variable(dims, da.concatenate(parts))
+    found["hit"] = xr.Variable("frame", _hit(found, _stretches(frames), config.hits))
+    return annotate(out.assign(found))
 
 
 def measure_sizes(patterns: xr.Dataset, config: Config) -> xr.Dataset:
@@ -113,6 +119,91 @@ def measure_sizes(patterns: xr.Dataset, config: Config) -> xr.Dataset:
     sizes = da.concatenate(parts)
     found = {name: ("frame", sizes[:, i]) for i, name in enumerate(SIZES)}
     return annotate(patterns.assign(found))
+
+
+def map_frames(
+    function: Callable[..., Any], *arrays: da.Array | None, dtype: DTypeLike, **sizes: int
+) -> da.Array:
+    """Apply a function to each block of frames, lazily.
+
+    Parameters
+    ----------
+    function : callable
+        Takes one block of each array, and gives one of shape (frame, *sizes).
+    *arrays : dask.array.Array or None
+        Shape (frame, ...), chunked along the first axis alone and alike; for None the function
+        gets None.
+    dtype : dtype-like
+        What the function gives.
+    **sizes : int
+        Length of each axis after the first of what it gives, by name.
+
+    Returns
+    -------
+    dask.array.Array
+        Shape (frame, *sizes).
+
+    Notes
+    -----
+    `dask.array.map_blocks` copies every block of which an axis is dropped.
+    """
+    axes = [
+        None if array is None else ("frame", *(f"{i}.{k}" for k in range(1, array.ndim)))
+        for i, array in enumerate(arrays)
+    ]
+    mapped: da.Array = da.blockwise(
+        partial(_apply, function),
+        ("frame", *sizes),
+        *chain(*zip(arrays, axes, strict=True)),
+        new_axes=sizes,
+        dtype=dtype,
+        meta=np.empty((0,) * (1 + len(sizes)), dtype),
+    )
+    return mapped
+
+
+def _apply(function: Callable[..., Any], *blocks: Any) -> Any:
+    return function(*(_unpack(block) for block in blocks))
+
+
+def _unpack(block: Any) -> Any:
+    # Dask hands over the blocks along axes that are gone as nested lists; here, of one block.
+    while isinstance(block, list):
+        (block,) = block
+    return block
+
+
+class Calibrated(NamedTuple):
+    """What one pass over a block of frames gives, see `calibrate`."""
+
+    patterns: NDArray[np.float32]
+    counts: NDArray[np.float64]
+
+
+def _photon_count(block: Calibrated) -> NDArray[np.float32]:
+    return block.counts[:, 0].astype(np.float32)
+
+
+def _lit_pixels(block: Calibrated) -> NDArray[np.int32]:
+    return block.counts[:, 1].astype(np.int32)
+
+
+def _hit_score(block: Calibrated) -> NDArray[np.float32]:
+    return hits.hit_score(block.counts, block.patterns[0].size)
+
+
+def _readable(block: Calibrated) -> NDArray[np.bool_]:
+    return block.counts[:, 2] > 0
+
+
+TAKEN: dict[str, tuple[tuple[str, ...], type, Callable[[Calibrated], Any]]] = {
+    "patterns": (("frame", "y", "x"), np.float32, attrgetter("patterns")),
+    "photon_count": (("frame",), np.float32, _photon_count),
+    "lit_pixels": (("frame",), np.int32, _lit_pixels),
+    "hit_score": (("frame",), np.float32, _hit_score),
+    "readable": (("frame",), np.bool_, _readable),
+}
+"""Variables made of calibrated blocks: dimensions, dtype and how."""
 
 
 @lru_cache(maxsize=16)
@@ -194,7 +285,10 @@ def _stretches(dataset: xr.Dataset) -> list[tuple[int, slice]]:
     return [(int(codes[a]), slice(a, b)) for a, b in pairwise(edges)]
 
 
-def _patterns(frames: xr.Dataset, part: slice, recipe: Recipe, place: Geometry) -> da.Array:
+def _calibrate(
+    frames: xr.Dataset, part: slice, recipe: Recipe, config: Config, run: str
+) -> da.Array:
+    """Calibrate a stretch of a run: one `Calibrated` for each block."""
     whole = frames["frames"].data
     # The slices come first, each of an array of its own, so that Dask reads no more than these.
     arrays = [whole, *(clone(whole, seed=i) for i in range(1, len(recipe.read)))]
@@ -202,22 +296,11 @@ def _patterns(frames: xr.Dataset, part: slice, recipe: Recipe, place: Geometry) 
         array[part, y0:y1, x0:x1]
         for array, (y0, y1, x0, x1) in zip(arrays, recipe.read, strict=True)
     ]
-    y0, y1, x0, x1 = recipe.region
-    # Stretches of modules differ in height, so that each has a name of its own for its rows.
-    blocks = [(array, ("frame", f"rows{i}", "columns")) for i, array in enumerate(raw)]
     in_photons = recipe.adu_per_photon == 1
+    place = config.geometry_of(run)
     ratio = None if in_photons else _energy_ratio(frames, part, raw[0].chunks[0], place)
-    patterns: da.Array = da.blockwise(
-        partial(_calibrate_block, recipe=recipe),
-        ("frame", "y", "x"),
-        *(ratio, None if ratio is None else ("frame",)),
-        *chain(*blocks),
-        new_axes={"y": y1 - y0, "x": x1 - x0},
-        concatenate=True,
-        dtype=np.float32,
-        meta=np.empty((0, 0, 0), np.float32),
-    )
-    return patterns
+    work = partial(_calibrate_block, recipe=recipe, lit_photons=config.hits.lit_photons)
+    return map_frames(work, ratio, *raw, dtype=object)
 
 
 def _energy_ratio(
@@ -235,52 +318,22 @@ def _energy_ratio(
 
 @measure("preprocess")
 def _calibrate_block(
-    ratio: NDArray[np.float64] | None, *blocks: NDArray[Any], recipe: Recipe
-) -> NDArray[np.float32]:
+    ratio: NDArray[np.float64] | None,
+    *blocks: NDArray[Any],
+    recipe: Recipe,
+    lit_photons: float,
+) -> Calibrated:
     block = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
-    return calibrate(block, load_calibration(recipe), ratio)
-
-
-def _find_hits(patterns: xr.Dataset, config: Config) -> xr.Dataset:
-    array = patterns["patterns"].data
-    counts = da.map_blocks(
-        partial(hits.count_photons, lit_photons=config.hits.lit_photons),
-        array,
-        dtype=np.float64,
-        drop_axis=(1, 2),
-        new_axis=1,
-        chunks=(array.chunks[0], (3,)),
-        meta=np.empty((0, 3), np.float64),
-    )
-    score = counts.map_blocks(
-        partial(hits.hit_score, n_pixels=array.shape[1] * array.shape[2]),
-        dtype=np.float32,
-        drop_axis=1,
-        chunks=(array.chunks[0],),
-        meta=np.empty(0, np.float32),
-    )
-    lit = counts[:, 1].astype(np.int32)
-    readable = counts[:, 2] > 0
-    numbers = {
-        "photon_count": counts[:, 0].astype(np.float32),
-        "lit_pixels": lit,
-        "hit_score": score,
-        "readable": readable,
-        "hit": _hit(score, lit, readable, _stretches(patterns), config.hits),
-    }
-    return patterns.assign({name: ("frame", values) for name, values in numbers.items()})
+    return Calibrated(*calibrate(block, load_calibration(recipe), ratio, lit_photons=lit_photons))
 
 
 def _hit(
-    score: da.Array,
-    lit: da.Array,
-    readable: da.Array,
-    stretches: list[tuple[int, slice]],
-    settings: Hits,
+    found: dict[str, xr.Variable], stretches: list[tuple[int, slice]], settings: Hits
 ) -> da.Array:
+    score, lit = found["hit_score"].data, found["lit_pixels"].data
     hit: da.Array
     if settings.threshold == "none":
-        hit = readable
+        hit = found["readable"].data
     elif settings.threshold == "adaptive":
         runs = [_adaptive(score[part], lit[part], settings) for _, part in stretches]
         hit = da.concatenate(runs)
@@ -312,25 +365,15 @@ def _sizes(
 ) -> da.Array:
     array, hit = patterns["patterns"].data[part], patterns["hit"].data[part]
     ratio = _energy_ratio(patterns, part, array.chunks[0], place)
-    sizes: da.Array = da.map_blocks(
-        partial(_size_block, place=place, settings=settings, corner=corner),
-        array,
-        hit[:, None, None],
-        *([] if ratio is None else [ratio[:, None, None]]),
-        dtype=np.float32,
-        drop_axis=(1, 2),
-        new_axis=1,
-        chunks=(array.chunks[0], (len(SIZES),)),
-        meta=np.empty((0, len(SIZES)), np.float32),
-    )
-    return sizes
+    work = partial(_size_block, place=place, settings=settings, corner=corner)
+    return map_frames(work, array, hit, ratio, dtype=np.float32, size=len(SIZES))
 
 
 @measure("size")
 def _size_block(
     block: NDArray[np.float32],
     hit: NDArray[np.bool_],
-    ratio: NDArray[np.float64] | None = None,
+    ratio: NDArray[np.float64] | None,
     *,
     place: Geometry,
     settings: Sizing,
@@ -343,6 +386,6 @@ def _size_block(
         photons, exposures = sizing.radial_sums(block[found], library.bins, library.exposure)
         diameter, quality, fluence = sizing.fit_spheres(photons, exposures, library)
         if ratio is not None:
-            diameter, fluence = sizing.rescale(diameter, fluence, ratio[found, 0, 0])
+            diameter, fluence = sizing.rescale(diameter, fluence, ratio[found])
         out[found] = np.stack([diameter, quality, fluence], axis=1)
     return out

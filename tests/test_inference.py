@@ -195,8 +195,9 @@ def test_what_a_shard_took_and_showed_is_told(beamtime, tmp_path):
     assert read_cluster(tmp_path) == {}
 
 
-def test_reading_overlaps_with_scoring(beamtime, tmp_path, monkeypatch):
+def test_reading_overlaps_with_scoring(beamtime, reference, tmp_path, monkeypatch):
     """Two threads as of a worker on a GPU, which does one thing at a time."""
+    assert len(reference)  # kernels are compiled
     device, spans = threading.Lock(), {"read": [], "score": []}
     calibrate, score = preprocessing._calibrate_block, scoring_module.score
 
@@ -218,6 +219,7 @@ def test_reading_overlaps_with_scoring(beamtime, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(scoring_module, "score", score_alone)
     monkeypatch.setattr("spidask.inference.shards._n_threads", lambda: 2)
+    monkeypatch.setattr("spidask.inference.shards.resolve_device", lambda _config: "cuda")
     write_run(tmp_path / "r0001.h5", 1024, 5, 0.9)
     one_run = Beamtime(tmp_path, beamtime.members)
     label(one_run, tmp_path, frames_per_block=64, frames_per_shard=1024)
@@ -228,6 +230,31 @@ def test_reading_overlaps_with_scoring(beamtime, tmp_path, monkeypatch):
         for other_start, other_end in spans["read"]
     )
     assert shared > 0.25 * sum(end - start for start, end in spans["read"])
+
+
+def test_a_core_reads_a_block_while_it_works_on_another_and_holds_no_more(
+    beamtime, tmp_path, monkeypatch
+):
+    lock, at_work, seen = threading.Lock(), set(), []
+    calibrate, together = preprocessing._calibrate_block, threading.Barrier(2, timeout=60)
+
+    def work(*args, **more):
+        with lock:
+            at_work.add(threading.get_ident())
+            seen.append(len(at_work))
+        together.wait()  # for a second block, which must be there
+        result = calibrate(*args, **more)
+        with lock:
+            at_work.remove(threading.get_ident())
+        return result
+
+    monkeypatch.setattr(preprocessing, "_calibrate_block", work)
+    monkeypatch.setattr("spidask.inference.shards._n_threads", lambda: 1)
+    write_run(tmp_path / "r0001.h5", 1024, 5, 0.1)
+    one_run = Beamtime(tmp_path, beamtime.members)
+    label(one_run, tmp_path, frames_per_block=128, frames_per_shard=1024)
+    assert len(seen) == 8
+    assert max(seen) == 2
 
 
 def label_with_gpu(beamtime, output, client, **cluster):

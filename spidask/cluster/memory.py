@@ -7,9 +7,14 @@ from typing import Any
 
 from distributed import Worker, WorkerPlugin
 
-KEEP = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
+KEEP = {
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_ARENA_MAX": "1",
+}
 """Environment of workers. glibc's defaults give every freed array back to the system, and a network
-asks for it again at once: a shard took twice as long."""
+asks for it again at once: a shard took twice as long. Arenas of threads hold no more than 64 MiB,
+so that blocks of frames, which are larger, would be given back all the same."""
 
 
 FULL = 0.5

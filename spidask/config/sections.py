@@ -216,7 +216,7 @@ class Inference(Section):
     frames_per_shard: Count = 4096
     """Frames of one task and of one piece of the store."""
     frames_per_block: Annotated[int, Field(ge=0)] = 0
-    """Frames read at once; 0 chooses about 100 MiB of raw data."""
+    """Frames read at once; 0 chooses about 64 MiB of raw data."""
     members: list[str] | None = None
     """Files of members to use; nothing: those that the stage `train` makes."""
     ensemble: Literal["all", "early_exit"] = "all"

@@ -258,18 +258,20 @@ def _level_and_sigma(scores: NDArray[np.float32]) -> tuple[float, float]:
     return float(level), float(high - low) / IQR_OF_A_NORMAL
 
 
-@numba.njit(nogil=True, cache=True)
+# Sums in any order, for vectors: those of whole photons are exact.
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc"})
 def _count_photons(patterns: NDArray[np.float32], lit_photons: np.float32) -> NDArray[np.float64]:
-    out = np.zeros((patterns.shape[0], 3))
+    out = np.empty((patterns.shape[0], 3))
     for i in range(patterns.shape[0]):
-        total, lit, usable = 0.0, 0, 0
-        for y in range(patterns.shape[1]):
-            for x in range(patterns.shape[2]):
-                value = patterns[i, y, x]
-                if abs(value) < np.inf:
-                    total += value
-                    usable += 1
-                    lit += value > lit_photons
-        out[i, 0] = total if usable > 0 else np.nan
-        out[i, 1], out[i, 2] = lit, usable
+        pattern = patterns[i].ravel()
+        total, n_lit, n_usable = 0.0, np.int32(0), np.int32(0)
+        for j in range(len(pattern)):
+            value = pattern[j]
+            usable = abs(value) < np.float32(np.inf)
+            total += float(value) if usable else 0.0
+            # Sums of int32 are int64 for Numba, which vectors hold half as many of.
+            n_lit = np.int32(n_lit + (usable & (value > lit_photons)))
+            n_usable = np.int32(n_usable + usable)
+        out[i, 0] = total if n_usable > 0 else np.nan
+        out[i, 1], out[i, 2] = n_lit, n_usable
     return out

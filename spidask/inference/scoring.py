@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
-import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,6 +17,7 @@ from spidask.errors import DataError
 from spidask.networks.device import choose_batch, resolve_device
 from spidask.networks.member import Member, load_member, score
 from spidask.networks.runtime import Ready
+from spidask.preprocessing import map_frames
 from spidask.schema import annotate, validate
 from spidask.stopwatch import measure
 
@@ -54,16 +54,8 @@ def classify(patterns: xr.Dataset, members: Sequence[str | Path], config: Config
         raise DataError("there are no members to score with; run the stage 'train' first")
     array, hit = patterns["patterns"].data, patterns["hit"].data
     paths = tuple(str(path) for path in members)
-    scores = da.map_blocks(
-        partial(_score_block, paths=paths, config=config),
-        array,
-        hit[:, None, None],
-        dtype=np.float32,
-        drop_axis=(1, 2),
-        new_axis=1,
-        chunks=(array.chunks[0], (len(paths),)),
-        meta=np.empty((0, 0), np.float32),
-    )
+    work = partial(_score_block, paths=paths, config=config)
+    scores = map_frames(work, array, hit, dtype=np.float32, member=len(paths))
     names = [Path(path).stem for path in paths]
     return annotate(
         patterns.assign(scores=(("frame", "member"), scores)).assign_coords(member=names)
@@ -104,7 +96,7 @@ def _load(path: str, _mtime_ns: int, device: str, precision: Precision, runtime:
 def _score_block(
     block: FloatArray, hit: npt.NDArray[np.bool_], paths: tuple[str, ...], config: Config
 ) -> FloatArray:
-    rows = np.flatnonzero(hit[:, 0, 0])
+    rows = np.flatnonzero(hit)
     out = np.full((len(block), len(paths)), np.nan, np.float32)
     out[rows] = score_patterns(block[rows], paths, config)
     return out

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dask
-import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -21,11 +20,13 @@ from distributed import get_worker
 from spidask.config import Config
 from spidask.inference.scoring import classify, load_current, score_patterns
 from spidask.io import store
+from spidask.io.calibration import recipe_of
 from spidask.io.layout import ENERGIES
-from spidask.io.runs import take_frames
+from spidask.io.runs import choose_block, take_frames
 from spidask.io.stack import EVENT_IDS
 from spidask.monitor import gpu_facts, shrink_pattern, tell
-from spidask.preprocessing import measure_sizes, preprocess
+from spidask.networks.device import resolve_device
+from spidask.preprocessing import map_frames, measure_sizes, preprocess
 from spidask.stopwatch import measure, take_seconds
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,11 @@ def label_shard(
     Shard
         What was done.
     """
+    # Cores score the hits of a whole shard, for fuller batches; a GPU those of a block, while the
+    # next one is read. Where all frames are hits, they would not fit into memory.
+    if resolve_device(config) == "cpu" and config.hits.threshold != "none":
+        prepared = prepare_shard(run, config, number)
+        return finish_shard(prepared, run, members, config, labels, number)
     start = time.perf_counter()
     take_seconds()
     lazy = _cut(run, config, number, lambda frames: label_lazily(frames, members, config))
@@ -112,7 +118,7 @@ class Prepared:
     seconds : dict
         Kind of work to the time it took; ``all`` from the first read to the end.
     reader : str
-        Address of the worker.
+        Address of the worker; empty for a process that is none.
     """
 
     labels: xr.Dataset
@@ -128,7 +134,7 @@ def _measure_prepared(prepared: Prepared) -> int:
 
 
 def prepare_shard(run: xr.Dataset, config: Config, number: int) -> Prepared:
-    """Do all of a shard that needs no network, on a worker without a GPU.
+    """Do all of a shard that needs no network.
 
     Parameters
     ----------
@@ -148,30 +154,27 @@ def prepare_shard(run: xr.Dataset, config: Config, number: int) -> Prepared:
     take_seconds()
     lazy = _cut(run, config, number, lambda f: measure_sizes(preprocess(f, config), config))
     names = [name for name in _stored_names(lazy) if name != "scores"]
-    # Each block's hits as one object, for nobody knows before how many there are.
-    patterns, hit = lazy["patterns"].data, lazy["hit"].data
-    hits = da.map_blocks(
-        _pack_hits,
-        patterns,
-        hit[:, None, None],
-        dtype=object,
-        drop_axis=(1, 2),
-        chunks=((1,) * patterns.numblocks[0],),
-        meta=np.empty(0, object),
-    )
-    described = lazy.reset_coords()[names].assign(hits=("block", hits))
-    with dask.config.set(scheduler="threads", num_workers=_n_threads()):
+    hits = map_frames(_pack_hits, lazy["patterns"].data, lazy["hit"].data, dtype=object)
+    described = lazy.reset_coords()[names].assign(hits=("frame", hits))
+    # Two at least: a worker of one core reads a block while it works on another.
+    with dask.config.set(scheduler="threads", num_workers=max(_n_threads(), 2)):
         computed = described.compute()
-    found = np.concatenate(computed["hits"].values)
+    packed = list(computed["hits"].values[computed["hit"].values])
+    computed = computed.drop_vars("hits")
+    found = np.empty((len(packed), *lazy["patterns"].shape[1:]), np.float32)
+    for i in reversed(range(len(packed))):
+        found[i] = packed.pop()
     seconds = take_seconds() | {"all": time.perf_counter() - start}
-    return Prepared(computed.drop_vars("hits"), found, seconds, get_worker().address)
+    return Prepared(computed, found, seconds, _address_of_worker())
 
 
 def _pack_hits(
     block: npt.NDArray[np.float32], hit: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.object_]:
-    packed = np.empty(1, object)
-    packed[0] = block[hit[:, 0, 0]]
+    # Copies, for a view would keep the block; of misses nothing.
+    packed = np.empty(len(block), object)
+    for i in np.flatnonzero(hit):
+        packed[i] = block[i].copy()
     return packed
 
 
@@ -213,8 +216,16 @@ def _cut(
     n_frames = run.sizes["frame"]
     frames = store.slice_shard(n_frames, config.inference.frames_per_shard, number)
     span = enclose_windows(frames, config.hits.window, n_frames)
-    lazy = describe(take_frames(run, span))
+    lazy = describe(take_frames(run.assign_attrs(frames_per_block=_block_of(run, config)), span))
     return lazy.isel(frame=slice(frames.start - span.start, frames.stop - span.start))
+
+
+def _block_of(run: xr.Dataset, config: Config) -> int:
+    # By what is read of a frame: small blocks cost more tasks than work.
+    name = str(run["run_name"].values[run["run"].values[0]])
+    shape, dtype = run["frames"].shape[1:], run["frames"].dtype
+    n_pixels = recipe_of(config, name, (int(shape[0]), int(shape[1]))).n_read
+    return config.inference.frames_per_block or choose_block((1, n_pixels), dtype)
 
 
 def _store(
@@ -321,7 +332,7 @@ def _tell_shard(
         n_hits=shard.n_hits,
         n_single=len(accepted),
         seconds=round(shard.seconds, 4),
-        reader=prepared.reader if prepared else get_worker().address,
+        reader=prepared.reader if prepared else _address_of_worker(),
         **{f"{work}_s": round(seconds, 4) for work, seconds in spent.items()},
     )
     if gpu := gpu_facts():
@@ -341,6 +352,13 @@ def _tell_picture(run: xr.Dataset, row: int, score: float, shard: Shard, config:
 
 def _n_threads() -> int:
     return _threads_of_worker() or len(os.sched_getaffinity(0))
+
+
+def _address_of_worker() -> str:
+    try:
+        return str(get_worker().address)
+    except ValueError:
+        return ""
 
 
 def _threads_of_worker() -> int:

@@ -34,8 +34,8 @@ from spidask.io.stretches import (
 )
 from spidask.schema import annotate
 
-BLOCK_BYTES = 100 * 2**20
-"""Raw data of a block where the number of frames is left to spidask."""
+BLOCK_BYTES = 64 * 2**20
+"""Raw data of a block where the number of frames is left to spidask; twice as much at most."""
 
 HIT_WINDOW = 128
 """Blocks hold a multiple of it where they can, so that they rarely cut a window of the hits."""
@@ -67,7 +67,7 @@ def open_runs(
     pattern : str, optional
         Regular expression with a group ``run``; joins files to runs, see `find_runs`.
     frames_per_block : int
-        Frames of a Dask block; 0 chooses about 100 MiB of raw data.
+        Frames of a Dask block; 0 chooses about 64 MiB of raw data.
     cache : pathlib.Path, optional
         JSON file that keeps the index of the files for the next time.
     layout : FileLayout
@@ -162,22 +162,22 @@ def choose_block(shape: tuple[int, int], dtype: np.dtype[Any]) -> int:
     Parameters
     ----------
     shape : tuple of int
-        Rows and columns of a frame.
+        Rows and columns of a frame, or of what is read of it.
     dtype : numpy.dtype
         Dtype of the raw frames.
 
     Returns
     -------
     int
-        Frames of about 100 MiB, whole windows of the hits where they fit.
+        Frames of about 64 MiB, whole windows of the hits where one takes no more than 128 MiB.
 
     Examples
     --------
     >>> choose_block((512, 1024), np.dtype("uint16")), choose_block((123, 240), np.dtype("uint16"))
-    (100, 1664)
+    (128, 1024)
     """
     fit = max(1, BLOCK_BYTES // (shape[0] * shape[1] * dtype.itemsize))
-    return fit - fit % HIT_WINDOW if fit >= HIT_WINDOW else fit
+    return max(1, fit // HIT_WINDOW) * HIT_WINDOW if 2 * fit >= HIT_WINDOW else fit
 
 
 def _stretches(entries: list[FileEntry]) -> Stretches:

@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from spidask.frames.painting import paint
+
 FIGURE_SCALE = (954 / 123, 1855 / 240)
 """Pixels of the figure for each row and column of the pattern (Ignatenko 2021)."""
 FILL = 0.5
@@ -51,20 +53,20 @@ def render(
     The published chain maps the pattern to 256 colours, draws a figure of 954 x 1855 pixels for
     123 x 240 (each pixel repeated; other regions in proportion), saves it with 8 bits, and
     letterboxes it as Darknet does (bilinear, no smoothing, grey 0.5 around). Repeating and resizing
-    are linear and separable, so that one product with a matrix from each side does both.
+    are linear and separable, so that one product with a matrix from each side does both; on the CPU
+    a kernel that knows that each row of these has two numbers only.
     """
     values = _scale(patterns, scale, maximum)
-    levels = (values * LEVELS).clamp_(max=LEVELS - 1).long()
-    table = _table(colours).to(patterns.device)
-    seen = table[levels].permute(0, 3, 1, 2)
+    levels = (values * LEVELS).clamp_(max=LEVELS - 1)
+    table = _table(colours)
     figure, inner = _sizes((patterns.shape[1], patterns.shape[2]), size)
-    down = _composed(patterns.shape[1], figure[0], inner[0]).to(patterns.device)
-    across = _composed(patterns.shape[2], figure[1], inner[1]).to(patterns.device)
-    picture = patterns.new_full((len(patterns), seen.shape[1], *size), FILL)
-    top, left = ((outer - own) // 2 for outer, own in zip(size, inner, strict=True))
-    resized = down @ seen @ across.T
-    picture[:, :, top : top + inner[0], left : left + inner[1]] = resized
-    return picture
+    rows = (patterns.shape[1], figure[0], inner[0])
+    columns = (patterns.shape[2], figure[1], inner[1])
+    if patterns.device.type == "cpu":
+        seen = levels.to(torch.uint8).numpy()
+        painted = paint(seen, table.numpy(), _taps(*rows), _taps(*columns), size, FILL)
+        return torch.from_numpy(painted)
+    return _paint_by_matrices(levels.long(), table, rows, columns, size)
 
 
 def place_boxes(boxes: torch.Tensor, shape: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
@@ -154,6 +156,22 @@ def _sizes(
     return (rows, columns), (size[0], columns * size[0] // rows)
 
 
+def _paint_by_matrices(
+    levels: torch.Tensor,
+    table: torch.Tensor,
+    rows: tuple[int, int, int],
+    columns: tuple[int, int, int],
+    size: tuple[int, int],
+) -> torch.Tensor:
+    """What `paint` does, on any device."""
+    seen = table.to(levels.device)[levels].permute(0, 3, 1, 2)
+    down, across = (_composed(*edge).to(levels.device) for edge in (rows, columns))
+    picture = seen.new_full((*seen.shape[:2], *size), FILL)
+    top, left = (size[0] - rows[2]) // 2, (size[1] - columns[2]) // 2
+    picture[:, :, top : top + rows[2], left : left + columns[2]] = down @ seen @ across.T
+    return picture
+
+
 @lru_cache(maxsize=8)
 def _table(colours: str) -> torch.Tensor:
     """The colours of all levels, shape (256, channel), as 8 bits keep them."""
@@ -164,17 +182,25 @@ def _table(colours: str) -> torch.Tensor:
 
 
 @lru_cache(maxsize=32)
-def _composed(n_pattern: int, n_figure: int, n_out: int) -> torch.Tensor:
-    """Repeating to the figure and Darknet's resizing of it, shape (n_out, n_pattern)."""
+def _taps(
+    n_pattern: int, n_figure: int, n_out: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Repeating to the figure and Darknet's resizing of it: two sources and their weights."""
     # A pixel of the figure whose centre lies between two takes the lower, as matplotlib does.
-    source = np.ceil((np.arange(n_figure) + 0.5) * n_pattern / n_figure).astype(int) - 1
-    weights = np.zeros((n_out, n_pattern), np.float32)
+    source = np.ceil((np.arange(n_figure) + 0.5) * n_pattern / n_figure).astype(np.int32) - 1
     # As Darknet: the corners of both stand on each other, and the last pixel is the last.
     place = np.arange(n_out) * np.float32((n_figure - 1) / max(n_out - 1, 1))
     low = np.minimum(place.astype(int), n_figure - 1)
     share: npt.NDArray[np.float32] = (place - low).astype(np.float32)
     low[-1], share[-1] = n_figure - 1, 0
-    np.add.at(weights, (np.arange(n_out), source[low]), 1 - share)
     high = np.minimum(low + 1, n_figure - 1)
-    np.add.at(weights, (np.arange(n_out), source[high]), share)
+    return np.stack([source[low], source[high]], 1), np.stack([1 - share, share], 1)
+
+
+@lru_cache(maxsize=32)
+def _composed(n_pattern: int, n_figure: int, n_out: int) -> torch.Tensor:
+    """The same as a matrix, shape (n_out, n_pattern)."""
+    sources, shares = _taps(n_pattern, n_figure, n_out)
+    weights = np.zeros((n_out, n_pattern), np.float32)
+    np.add.at(weights, (np.arange(n_out)[:, None], sources), shares)
     return torch.from_numpy(weights)

@@ -80,7 +80,6 @@ class _Input:
     shape: tuple[int, int]
     dtype: np.dtype[np.generic]
     event_ids: int
-    frames_per_block: int
 
 
 def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
@@ -125,6 +124,7 @@ def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
     cost = measure_networks(config, (region[1] - region[0], region[3] - region[2]))
     per_shard, n_frames = config.inference.frames_per_shard, sum(given.lengths.values())
     processes, threads = _processes(config)
+    block = config.inference.frames_per_block or choose_block((1, max(read.values())), given.dtype)
     size, hit_rate = given.dtype.itemsize, _expected_hit_rate(config)
     queued = config.cluster.kind in QUEUES
     n_workers = processes * (config.cluster.jobs if queued else _count_nodes(config))
@@ -137,13 +137,13 @@ def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
         dtype=str(given.dtype),
         shards=sum(store.count_shards(n, per_shard) for n in given.lengths.values()),
         frames_per_shard=per_shard,
-        frames_per_block=given.frames_per_block,
+        frames_per_block=block,
         raw_bytes=n_frames * math.prod(given.shape) * size,
         read_bytes=sum(n * read[name] * size for name, n in given.lengths.items()),
         task_bytes=max(min(per_shard, n) * read[name] * size for name, n in given.lengths.items()),
         process_bytes=PROCESS_BYTES
         + (EVENT_BYTES * n_frames if config.events else 0)
-        + threads * _block_bytes(config, given, max(read.values()))
+        + threads * _block_bytes(config, block, given.dtype, max(read.values()))
         + threads * _network_bytes(config, cost),
         train_bytes=_train_bytes(config, cost),
         processes=processes,
@@ -215,7 +215,6 @@ def _opened(frames: xr.Dataset) -> _Input:
         (shape[0], shape[1]),
         frames["frames"].dtype,
         sum(name in frames.coords for name in (*EVENT_IDS, *ENERGIES)),
-        frames.attrs["frames_per_block"],
     )
 
 
@@ -224,8 +223,7 @@ def _simulated(config: Config) -> _Input:
     assert section is not None
     lengths = {f"r{number:04d}": section.frames for number in range(1, section.runs + 1)}
     dtype = np.dtype(np.uint16)
-    block = config.inference.frames_per_block or choose_block(PANEL, dtype)
-    return _Input(lengths, section.runs, [], PANEL, dtype, 2, block)
+    return _Input(lengths, section.runs, [], PANEL, dtype, 2)
 
 
 def _count_pixels(region: Region) -> int:
@@ -233,11 +231,11 @@ def _count_pixels(region: Region) -> int:
     return (y1 - y0) * (x1 - x0)
 
 
-def _block_bytes(config: Config, given: _Input, pixels: int) -> int:
-    cut = config.hits.threshold == "adaptive" and given.frames_per_block % config.hits.window
+def _block_bytes(config: Config, block: int, dtype: np.dtype[np.generic], pixels: int) -> int:
+    cut = config.hits.threshold == "adaptive" and block % config.hits.window
     held = BLOCKS_HELD * PATTERN_BYTES if cut else 0
-    n_frames = min(given.frames_per_block, config.inference.frames_per_shard)
-    return n_frames * pixels * (given.dtype.itemsize + PIXEL_BYTES + held)
+    n_frames = min(block, config.inference.frames_per_shard)
+    return n_frames * pixels * (dtype.itemsize + PIXEL_BYTES + held)
 
 
 def _network_bytes(config: Config, cost: Cost) -> int:

@@ -1,13 +1,26 @@
 import numpy as np
 import pytest
 
-from spidask.frames.calibrate import Calibration, calibrate, whole_asics
+from spidask.frames.calibrate import (
+    Calibration,
+    _subtract_common_mode,
+    calibrate,
+    whole_asics,
+)
+from spidask.frames.hits import count_photons
 
 
 def plain(shape, offset=0.0, divisor=1.0, **settings):
     return Calibration(
         np.full(shape, offset, np.float32), np.full(shape, divisor, np.float32), **settings
     )
+
+
+def find_photons(block, calibration, energy_ratio=None):
+    patterns, counts = calibrate(block, calibration, energy_ratio, lit_photons=0.7)
+    # One pass counts what a second one would.
+    np.testing.assert_array_equal(counts, count_photons(patterns, 0.7))
+    return patterns
 
 
 def reference(block, calibration):
@@ -37,21 +50,21 @@ def reference(block, calibration):
 def test_hand_checked_photons():
     # Dark 10 ADU, 100 ADU a photon, half a photon counts: 60 ADU is the first to hold one.
     block = np.array([[[10, 59, 60], [159, 160, 0], [1010, 110, 209]]], np.uint16)
-    out = calibrate(block, plain((3, 3), 10, 100))
+    out = find_photons(block, plain((3, 3), 10, 100))
     assert out.dtype == np.float32
     assert out.tolist() == [[[0, 0, 1], [1, 2, 0], [10, 1, 2]]]
 
 
 def test_the_photon_threshold_moves_every_border():
     block = np.array([[[69, 70, 169, 170]]], np.int32)
-    out = calibrate(block, plain((1, 4), 0, 100, photon_threshold=0.7))
+    out = find_photons(block, plain((1, 4), 0, 100, photon_threshold=0.7))
     assert out.tolist() == [[[0, 1, 1, 2]]]
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i2", ">u2", "<u4", "i8", "f2", ">f4", "f8"])
 def test_photons_pass_through_in_any_dtype(dtype):
     block = np.arange(18, dtype=dtype).reshape(2, 3, 3)
-    out = calibrate(block, plain((3, 3)))
+    out = find_photons(block, plain((3, 3)))
     assert out.tolist() == np.arange(18.0).reshape(2, 3, 3).tolist()
 
 
@@ -60,7 +73,7 @@ def test_common_mode_of_each_group_is_the_median_of_its_unlit_pixels():
     block = np.array([[[7, 5, 5, -3, -3, 997], [9, 7, 1000, 0, 0, 100]]], np.int16)
     calibration = plain((2, 6), 0, 100, asic=(1, 3), max_adu=50)
     calibration.offset[0, 0] = np.nan
-    out = calibrate(block, calibration)
+    out = find_photons(block, calibration)
     # Groups: 5, -3; 8 (mean of 9 and 7), 0.
     expected = [[[np.nan, 0, 0, 0, 0, 10], [0, 0, 10, 0, 0, 1]]]
     np.testing.assert_array_equal(out, expected)
@@ -68,17 +81,17 @@ def test_common_mode_of_each_group_is_the_median_of_its_unlit_pixels():
 
 def test_a_group_without_an_unlit_pixel_stays_as_it_is():
     block = np.array([[[100, 200, 300]]], np.uint16)
-    assert calibrate(block, plain((1, 3), 0, 100, asic=(1, 3), max_adu=50)).tolist() == [
+    assert find_photons(block, plain((1, 3), 0, 100, asic=(1, 3), max_adu=50)).tolist() == [
         [[1, 2, 3]]
     ]
 
 
 def test_missing_saturated_and_bad_pixels():
     block = np.array([[[np.nan, np.inf, -np.inf, 300.0, 299.0, -0.0]]])
-    out = calibrate(block, plain((1, 6), saturation_adu=300.0))
+    out = find_photons(block, plain((1, 6), saturation_adu=300.0))
     np.testing.assert_array_equal(out, [[[np.nan, np.nan, np.nan, np.nan, 299, 0]]])
     assert not np.signbit(out[0, 0, 5])
-    rounded = calibrate(np.array([[[-0.0]]]), plain((1, 1), photon_threshold=1.0))
+    rounded = find_photons(np.array([[[-0.0]]]), plain((1, 1), photon_threshold=1.0))
     assert not np.signbit(rounded[0, 0, 0])
 
 
@@ -89,7 +102,7 @@ def test_frames_and_pixels_of_fill_are_missing(dtype, fill):
     block = np.ones((3, 2, 2), dtype)
     block[1] = fill
     block[2, 0, 0] = fill
-    out = calibrate(block, plain((2, 2)))
+    out = find_photons(block, plain((2, 2)))
     assert np.isnan(out[1]).all()
     assert (out[0] == 1).all()
     assert np.isnan(out[2]).tolist() == [[True, False], [False, False]]
@@ -110,7 +123,7 @@ def test_kernel_equals_plain_numpy(dtype, asic):
         asic=asic,
         max_adu=250.0,
     )
-    np.testing.assert_array_equal(calibrate(block, calibration), reference(block, calibration))
+    np.testing.assert_array_equal(find_photons(block, calibration), reference(block, calibration))
 
 
 def test_the_input_is_left_alone_and_blocks_do_not_matter():
@@ -118,10 +131,10 @@ def test_the_input_is_left_alone_and_blocks_do_not_matter():
     block = rng.normal(0, 100, (9, 4, 4)).astype(np.float32)
     block.setflags(write=False)
     calibration = plain((4, 4), 3, 50, asic=(2, 2), max_adu=20)
-    whole = calibrate(block, calibration)
-    parts = [calibrate(block[i : i + 2], calibration) for i in range(0, 9, 2)]
+    whole = find_photons(block, calibration)
+    parts = [find_photons(block[i : i + 2], calibration) for i in range(0, 9, 2)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
-    assert calibrate(block[:0], calibration).shape == (0, 4, 4)
+    assert find_photons(block[:0], calibration).shape == (0, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +155,35 @@ def test_adu_of_a_photon_grow_with_its_energy():
     # Each frame holds 3, 3 and 1 photons of its own energy.
     ratio = np.array([1.0, 1.5, 0.8])
     block = np.float32([[[300, 150, 100]]]) * ratio[:, None, None].astype(np.float32)
-    assert calibrate(block, maps, ratio).tolist() == [[[3, 3, 1]]] * 3
-    assert calibrate(block, maps)[:, 0].tolist() == [[3, 3, 1], [5, 5, 2], [2, 2, 1]]
-    ones = calibrate(block, maps, np.ones(3))
-    np.testing.assert_array_equal(ones, calibrate(block, maps))
+    assert find_photons(block, maps, ratio).tolist() == [[[3, 3, 1]]] * 3
+    assert find_photons(block, maps)[:, 0].tolist() == [[3, 3, 1], [5, 5, 2], [2, 2, 1]]
+    ones = find_photons(block, maps, np.ones(3))
+    np.testing.assert_array_equal(ones, find_photons(block, maps))
+
+
+def unlit_pixels(kind, size, rng):
+    """Pixels of one ASIC whose median is hard to guess from their mean."""
+    if kind == "noise":
+        return rng.normal(3, 8, size)
+    if kind == "ties":
+        return rng.integers(-2, 3, size) * np.array([1.0, -1.0])[rng.integers(0, 2, size)]
+    if kind == "outliers":
+        return np.where(rng.random(size) < 0.4, -(10 ** rng.uniform(0, 30, size)), 1.0)
+    if kind == "two levels":
+        return np.where(np.arange(size) % 2, -1e5, 40.0)
+    return 10 ** rng.uniform(-40, 1, size) * rng.choice([-1, 1], size)
+
+
+@pytest.mark.parametrize("kind", ["noise", "ties", "outliers", "two levels", "many magnitudes"])
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 127, 128, 1024])
+def test_the_common_mode_is_numpys_median_to_the_last_bit(kind, size):
+    rng = np.random.default_rng(size)
+    for _ in range(20):
+        frame = unlit_pixels(kind, size, rng).astype(np.float32)
+        frame[rng.random(size) < 0.1] = np.nan
+        frame[rng.random(size) < 0.1] = 1000
+        unlit = frame[frame <= 50]
+        expected = frame - np.median(unlit) if unlit.size else frame.copy()
+        found = frame[None].copy()
+        _subtract_common_mode(found, 1, size, np.float32(50), np.empty(size, np.int32))
+        np.testing.assert_array_equal(found[0], expected)

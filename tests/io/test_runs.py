@@ -95,8 +95,12 @@ def test_blocks_start_anew_with_every_file_and_keep_to_the_run(tmp_path):
     assert shard.chunks["frame"] == (2, 2, 2, 4, 2)
 
 
-@pytest.mark.parametrize(("shape", "expected"), [((512, 1024), 100), ((256, 1024), 128)])
-def test_a_block_is_about_100_mib(tmp_path, shape, expected):
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((512, 1024), 128), ((256, 512), 256), ((1024, 1024), 32)]
+)
+def test_a_block_is_about_64_mib_and_a_window_of_hits_where_that_is_not_twice_as_much(
+    tmp_path, shape, expected
+):
     with h5py.File(tmp_path / "r1.h5", "w") as file:
         file.create_dataset(DATASET, (300, *shape), "u2", chunks=(1, *shape))
     assert open_runs(str(tmp_path / "r1.h5")).chunks["frame"][0] == expected

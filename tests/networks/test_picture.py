@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from spidask.networks import picture
 from spidask.networks.picture import fold_channels, render
 
 
@@ -75,6 +76,20 @@ def test_a_picture_is_that_of_the_chain_of_files(colours, scale, side):
     # One grey level of 255 for 99.9 % of the pixels.
     assert np.mean(np.abs(shown - expected) <= 1.001 / 255) >= 0.999
     assert expected.std() > 0.05
+
+
+@pytest.mark.parametrize("colours", ["jet", "grey"])
+@pytest.mark.parametrize("shape", [(123, 240), (36, 40), (60, 20)])
+def test_other_devices_see_the_same_picture(colours, shape):
+    patterns = torch.from_numpy(np.random.default_rng(2).poisson(4, (3, *shape)).astype("f4"))
+    found = render(patterns, (224, 416), colours=colours, scale="linear")
+    levels = (patterns / patterns.amax((1, 2), keepdim=True) * 256).clamp(max=255).long()
+    _, inner = picture._sizes(shape, (224, 416))
+    edges = [
+        (n, round(n * f), to) for n, f, to in zip(shape, picture.FIGURE_SCALE, inner, strict=True)
+    ]
+    elsewhere = picture._paint_by_matrices(levels, picture._table(colours), *edges, (224, 416))
+    torch.testing.assert_close(found, elsewhere, rtol=1e-5, atol=1e-6)
 
 
 def test_missing_pixels_and_empty_patterns_are_dark():
