@@ -27,9 +27,6 @@ from spidask.io.stack import (
 
 METADATA = ("zarr.json", ".zarray", ".zgroup")
 
-ZARRS = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
-"""Setting of Zarr by which zarrs decodes, which is faster where it is installed."""
-
 
 @dataclass(frozen=True)
 class ZarrReader:
@@ -207,8 +204,13 @@ def _open(path: str, dataset: str, size: int, mtime_ns: int) -> tuple[zarr.Array
     # Other byte orders are none that zarrs can read.
     if not find_spec("zarrs") or not array.dtype.isnative:
         return array, array
-    with zarr.config.set(ZARRS):
-        return array, _FastArray(array, zarr.open_array(array.store_path, mode="r"))
+    from zarrs import ZarrsCodecPipeline
+
+    fast = zarr.open_array(array.store_path, mode="r")
+    pipeline = ZarrsCodecPipeline.from_array_metadata_and_store(fast.metadata, fast.store)
+    # Zarr's own way is a setting of the whole process, and other threads open arrays meanwhile.
+    object.__setattr__(fast.async_array, "codec_pipeline", pipeline)
+    return array, _FastArray(array, fast)
 
 
 @dataclass(frozen=True)
