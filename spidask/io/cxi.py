@@ -258,7 +258,8 @@ def _write_frames(file: h5py.File, frames: xr.Dataset) -> None:
     file[f"{DETECTOR}/score"] = frames["score"].values
     present = [tag for tag in TAGS if tag in frames.variables]
     rows = [frames[tag].values.astype(np.int8) for tag in present]
-    tags = file.create_dataset(f"{DETECTOR}/tags", data=np.array(rows).reshape(len(present), -1))
+    shape = (len(present), len(names))
+    tags = file.create_dataset(f"{DETECTOR}/tags", data=np.array(rows, np.int8).reshape(shape))
     tags.attrs["headings"] = present
 
 
