@@ -96,14 +96,25 @@ def main() -> None:
             for case in pool.imap_unordered(run, numbers):
                 cases.append(case)
                 if case.outcome == "FAILED" or options.only is not None:
-                    print(f"{case.number} {case.format}: {case.damage}\n  {case.outcome} {case.text}")
+                    text = case.text if options.only is not None else _shorten(case.text)
+                    print(f"{case.number} {case.format}: {case.damage}\n  {case.outcome} {text}")
                     sys.stdout.flush()
     print(tabulate(cases))
     print(
         f"{len(cases)} damaged files in {time.perf_counter() - start:.0f} s, at most "
         f"{max(c.peak_mb for c in cases):.0f} MB and {max(c.seconds for c in cases):.1f} s for one"
     )
+    for what in ("peak_mb", "seconds"):
+        most = sorted(cases, key=lambda case: -getattr(case, what))[:5]
+        print(what, ", ".join(f"{getattr(c, what):.1f} (case {c.number}, {c.format})" for c in most))
     sys.exit(any(case.outcome == "FAILED" for case in cases))
+
+
+def _shorten(text: str) -> str:
+    """Of a traceback, its last line and the last place in the package."""
+    lines = text.strip().splitlines()
+    places = [line.strip() for line in lines if "File" in line and "/spidask/" in line]
+    return " | ".join([lines[0], *places[-1:], *lines[-1:]]) if len(lines) > 1 else text
 
 
 def prepare(folder: Path) -> None:
@@ -126,6 +137,8 @@ def prepare(folder: Path) -> None:
             if judged.value != []:
                 raise RuntimeError(f"{form.name}: a healthy file: {judged}")
             np.save(home / f"healthy{parity}.npy", np.array(ended.value, object), allow_pickle=True)
+        # What is imported at the first use is then there in every child.
+        form.read(home / "seed", home, 0)
         (home / "seed" / "index.json").unlink(missing_ok=True)
 
 

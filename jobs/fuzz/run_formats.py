@@ -227,7 +227,7 @@ def _write_events(path: Path, lcls2: bool) -> None:
 
 def _event_columns(path: Path, _dataset: str, n_frames: int) -> dict[str, Any]:
     out = hdf5_columns(path, "", n_frames)
-    stamps = out["timestamp"][0]
+    stamps = out.get("timestamp", [np.full(n_frames, -1)])[0]
     with h5py.File(path.with_name("events.h5"), "r", locking=False) as file:
         place = next(n for n in ("timestamp", "event_time") if n in file)
         events = file[place][()].astype(np.int64)
