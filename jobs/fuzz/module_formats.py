@@ -105,9 +105,8 @@ def _image(image: h5py.Group, row: int) -> np.ndarray:
     data = image["data"][row]
     data = data[0] if data.ndim == 3 else data
     mask = image.get("mask")
-    if mask is None or mask.shape[: image["data"].ndim] != image["data"].shape:
-        return np.asarray(data)
-    return _hide(data, mask[row])
+    whole = mask is None or mask.shape[: image["data"].ndim] != image["data"].shape
+    return np.asarray(data) if whole or mask.dtype.kind not in "iu" else _hide(data, mask[row])
 
 
 def _hide(data: Any, mask: Any) -> np.ndarray:
@@ -143,7 +142,7 @@ def _virtual(path: Path, module: int) -> dict[tuple[int, ...], list[np.ndarray]]
     with h5py.File(path, "r", locking=False) as file:
         data = file["entry_1/data_1/data"]
         mask = data.parent.get("mask")
-        whole = mask is None or mask.shape != data.shape
+        whole = mask is None or mask.shape != data.shape or mask.dtype.kind not in "iu"
         found = {}
         for row in range(min(len(data), 1000)):
             found[row,] = images = []

@@ -96,7 +96,7 @@ def _write_csv(folder: Path) -> None:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, strict=True)
         names = [name.strip() for name in next(reader)]
         rows = [row for row in reader if any(field.strip() for field in row)]
@@ -238,15 +238,15 @@ def _write_detector(folder: Path) -> None:
 DETECTOR_FIELDS = ("qx", "qy", "qz", "corr", "mask", "detd", "ewald_rad")
 
 
-def _take_detector(folder: Path) -> list[Any]:
+def _take_detector(folder: Path) -> tuple[Any, ...]:
     find_shape(str(folder / "det.h5"))
     detector = read_detector(folder / "det.h5")
-    return [np.asarray(getattr(detector, name)).tolist() for name in DETECTOR_FIELDS]
+    return tuple(np.asarray(getattr(detector, name)) for name in DETECTOR_FIELDS)
 
 
-def _look_detector(folder: Path) -> list[Any]:
+def _look_detector(folder: Path) -> tuple[Any, ...]:
     with h5py.File(folder / "det.h5", "r", locking=False) as file:
-        return [np.asarray(file[name][()]).tolist() for name in DETECTOR_FIELDS]
+        return tuple(np.asarray(file[name][()]) for name in DETECTOR_FIELDS)
 
 
 def _write_maps(folder: Path) -> None:

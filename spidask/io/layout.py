@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from spidask.errors import DataError
 
@@ -25,9 +21,6 @@ USUAL_STACKS = (
 )
 """Places of frames that are looked at in this order where the default is not there: CXI 1.5,
 psocake (photons before ADU), CXIDB 58."""
-
-MOST_NUMBERS = 100_000_000
-"""More are no list of events: 12 million frames are a long beamtime."""
 
 PHOTONS = "place_ones"
 """First of the lists in which Dragonfly keeps photons; stands for the dataset of such files."""
@@ -161,35 +154,6 @@ def _names(group: Any) -> list[str]:
     )
 
 
-def read_whole(array: Any, path: str) -> NDArray[Any]:
-    """Read an array with a number for each event into memory.
-
-    Parameters
-    ----------
-    array : h5py.Dataset or zarr.Array
-        The open array.
-    path : str
-        Its file, for the message.
-
-    Returns
-    -------
-    numpy.ndarray
-        All of it.
-
-    Raises
-    ------
-    DataError
-        If its header claims more than any beamtime has.
-    """
-    if math.prod(array.shape) > MOST_NUMBERS:
-        raise DataError(
-            f"{path}: {array.name} claims the shape {array.shape}, more than {MOST_NUMBERS} "
-            "numbers; transfer the file again",
-            path=path,
-        )
-    return np.asarray(array[()])
-
-
 def find_energies(dataset: str, n_frames: int, describe: Describe) -> dict[str, list[Any]]:
     """Look for the photon energy and the pulse energy of the frames at the known places.
 
@@ -240,7 +204,7 @@ def refuse_unfitting(layout: FileLayout, shape: tuple[int, ...], describe: Descr
     """
     if layout.mask is not None:
         found = describe(layout.mask)
-        if not found or found[0] not in (shape, shape[1:]):
+        if not found or found[0] not in (shape, shape[1:]) or found[1] not in "biuf":
             raise DataError(
                 f"{_say_array('mask', layout.mask, found)}, expected {shape[1:]} or {shape}; "
                 "set runs.mask"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,12 @@ EVENT_IDS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 PLACES = ("", "entry_1", "LCLS")
 """Groups that may hold event ids, beside those above the frames."""
+
+MOST_FRAMES = 20_000_000
+"""Of a file: 12 million frames are a long beamtime."""
+
+MOST_PIXELS = 2**25
+"""Of a frame: the largest detectors have 18 million."""
 
 MISSING_ID = -1
 """Event id of a frame whose file has none."""
@@ -109,7 +116,8 @@ def describe_stack(
     Raises
     ------
     DataError
-        If the array has other than three dimensions, no frames, or does not hold numbers.
+        If the array has other than three dimensions, no frames or absurdly many, or does not
+        hold numbers.
     """
     if len(shape) != 3:
         raise DataError(
@@ -119,6 +127,11 @@ def describe_stack(
     if dtype.kind not in "iuf":
         raise DataError(
             f"holds {dtype}, expected integers or floats; set runs.dataset to the stack of frames"
+        )
+    if shape[0] > MOST_FRAMES or math.prod(shape[1:]) > MOST_PIXELS:
+        raise DataError(
+            f"claims the shape {tuple(shape)}, more than {MOST_FRAMES} frames or {MOST_PIXELS} "
+            "pixels of one; transfer it again"
         )
     if 0 in shape:
         raise DataError(f"holds no frames (shape {tuple(shape)}); leave the file out of runs.files")

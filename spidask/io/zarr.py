@@ -104,8 +104,10 @@ def scan_zarr(path: str, dataset: str, layout: FileLayout = ANYTHING) -> StackIn
         )
         refuse_unfitting(layout, info.shape, lambda name: _describe(root, name))
         return info
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        text = " ".join(str(error).split())
+    except DataError:
+        raise
+    except Exception as error:  # whatever damaged metadata make zarr raise
+        text = " ".join(f"{type(error).__name__} {error}".split())
         raise DataError(f"is no readable Zarr: {text}; write or transfer it again") from error
 
 
@@ -179,7 +181,7 @@ def open_zarr(path: str, dataset: str) -> zarr.Array[Any]:
     """
     try:
         return _open(path, dataset, *stat_zarr(path, dataset))
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever damaged metadata make zarr raise
         raise DataError(
             f"{path} cannot be opened any more: {error}; put it back or open the runs again",
             path=path,
