@@ -164,17 +164,21 @@ def run_case(number: int, seed: int, folder: Path, keep: Path | None) -> Case:
     case, log = folder / f"case{number}", folder / f"log{number}"
     subjects = copy_seed(home / "seed", case)
     rng = np.random.default_rng([seed, number])
-    damaged = run_in_child(partial(mutate, subjects, rng), log)
-    damage = damaged.value or f"damage failed: {damaged.text}"
-    shutil.copytree(case, original := folder / f"original{number}", symlinks=True)
-    ended = run_in_child(partial(form.read, case, home, number), log)
+    told = folder / f"told{number}"
+
+    def damage_and_read() -> dict[str, Any]:
+        told.write_text(mutate(subjects, rng))
+        return dict(form.read(case, home, number))
+
+    ended = run_in_child(damage_and_read, log)
     healthy = np.load(home / f"healthy{number % 2}.npy", allow_pickle=True).item()
     outcome, text = classify(form, case, ended, healthy, log)
     if outcome == "FAILED" and keep:
-        shutil.copytree(original, keep / str(number), symlinks=True, dirs_exist_ok=True)
-    for path in (case, original):
-        shutil.rmtree(path, ignore_errors=True)
-    log.unlink(missing_ok=True)
+        shutil.copytree(case, keep / str(number), symlinks=True, dirs_exist_ok=True)
+    damage = told.read_text() if told.exists() else "none: the damage itself failed"
+    shutil.rmtree(case, ignore_errors=True)
+    for path in (log, told):
+        path.unlink(missing_ok=True)
     return Case(number, form.name, damage, outcome, text, ended.peak_mb, ended.seconds)
 
 

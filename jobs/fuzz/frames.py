@@ -125,6 +125,8 @@ class FramesFormat:
         if not np.array_equal(found["others"], healthy["others"], equal_nan=True):
             wrong.append("frames of other runs are other ones")
         path = case / f"r1{self.suffix}"
+        # What is filled has to be told, beyond what is told of the healthy file.
+        found = found | {"told": found["told"] if found["told"] != healthy["told"] else ""}
         wrong += self._judge_frames(path, found, found["frames"], found["columns"]["row"].tolist())
         return wrong + self._judge_columns(path, found)
 

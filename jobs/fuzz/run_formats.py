@@ -155,7 +155,7 @@ def _look_photons(path: Path, _dataset: str, _options: dict[str, Any]) -> Frame:
             file["place_missing"][row] if "place_missing" in file else None,
         )
     n_frames, n_pixels, kind = np.frombuffer(content, "<i4", 3).tolist()
-    assert n_pixels == 30
+    assert n_pixels == 30, "frames of another size"
     if kind:
         dense = np.frombuffer(content, {1: "<i4", 2: "<f8"}[kind], n_frames * 30, 1024)
         return lambda row: dense.reshape(n_frames, *SHAPE)[row]

@@ -19,7 +19,7 @@ from spidask.config import Labels
 from spidask.errors import SpidaskError
 from spidask.io.cxi import read_cxi
 from spidask.io.dragonfly import make_detector, read_detector, write_detector
-from spidask.io.emc import read_photons, write_photons, write_photons_binary
+from spidask.io.emc import PARTS, read_photons, write_photons, write_photons_binary
 from spidask.io.labels import read_labels
 from spidask.io.maps import load_map
 from spidask.io.photons import find_shape
@@ -292,32 +292,50 @@ def _look_cxi(folder: Path) -> tuple[Any, ...]:
     return np.where(mask != 0, np.nan, data.astype("f4")), score, index, train
 
 
-def _photons_format(name: str, write: Any) -> TableFormat:
-    def write_file(folder: Path) -> None:
-        write(folder / f"p{'.emc' if write is write_photons_binary else '.h5'}", [_photons(9)], 9, 30)
-
-    def take(folder: Path) -> tuple[Any, ...]:
-        (path,) = folder.glob("p.*")
-        return (read_photons(path).toarray(),)
-
-    def look(folder: Path) -> tuple[Any, ...]:
-        from fuzz.run_formats import _fill, _look_photons
-
-        (path,) = folder.glob("p.*")
-        frame = _look_photons(path, "", {})
-        n = int(np.fromfile(path, "<i4", 1)[0])
-        if path.suffix == ".h5":
-            with h5py.File(path, "r", locking=False) as file:
-                n = len(file["place_ones"])
-                return (np.array([_lists(file, row, _fill) for row in range(n)]).reshape(n, -1),)
-        return (np.array([frame(row) for row in range(n)]).reshape(n, -1),)
-
-    return TableFormat(name, write_file, take, look)
+def _write_photons(folder: Path) -> None:
+    write_photons(folder / "p.h5", [_photons(9)], 9, 30)
 
 
-def _lists(file: h5py.File, row: int, fill: Any) -> np.ndarray:
-    multi = (file["place_multi"][row], file["count_multi"][row])
-    return np.asarray(fill([(file["place_ones"][row], 1), multi]))
+def _write_binary(folder: Path) -> None:
+    write_photons_binary(folder / "p.emc", [_photons(9)], 9, 30)
+
+
+def _take_photons(folder: Path) -> tuple[Any, ...]:
+    (path,) = folder.glob("p.*")
+    photons = read_photons(path)
+    places = photons.nonzero()
+    return photons.shape, np.stack([*places, photons[places]]).T
+
+
+def _look_photons(folder: Path) -> tuple[Any, ...]:
+    with h5py.File(folder / "p.h5", "r", locking=False) as file:
+        n_pixels = int(np.prod(file["num_pix"][()]))
+        ones, multi, counts = (list(file[name][()]) for name in PARTS)
+    return _as_list(n_pixels, ones, multi, counts)
+
+
+def _look_binary(folder: Path) -> tuple[Any, ...]:
+    content = (folder / "p.emc").read_bytes()
+    n_frames, n_pixels, kind = np.frombuffer(content, "<i4", 3).tolist()
+    if kind:
+        dense = np.frombuffer(content, {1: "<i4", 2: "<f8"}[kind], n_frames * n_pixels, 1024)
+        places = np.nonzero(dense.reshape(n_frames, n_pixels))
+        return (n_frames, n_pixels), np.stack([*places, dense[dense != 0]]).T
+    lengths = np.frombuffer(content, "<i4", 2 * n_frames, 1024).reshape(2, n_frames)
+    cuts = np.cumsum(np.concatenate([lengths[0], lengths[1], lengths[1]]))[:-1]
+    total = int(lengths[0].sum() + 2 * lengths[1].sum())
+    lists = np.split(np.frombuffer(content, "<i4", total, 1024 + 8 * n_frames), cuts)
+    return _as_list(n_pixels, *(lists[k * n_frames : (k + 1) * n_frames] for k in range(3)))
+
+
+def _as_list(n_pixels: int, ones: Any, multi: Any, counts: Any) -> tuple[Any, ...]:
+    frames = [dict.fromkeys(range(0), 0) for _ in ones]
+    for frame, *lists in zip(frames, ones, multi, counts, strict=True):
+        pairs = [(place, 1) for place in lists[0]] + list(zip(lists[1], lists[2], strict=True))
+        for place, n in pairs:
+            frame[int(place)] = frame.get(int(place), 0) + int(n)
+    rows = [(i, p, n) for i, frame in enumerate(frames) for p, n in sorted(frame.items()) if n]
+    return (len(frames), n_pixels), np.array(rows, np.int64).reshape(-1, 3)
 
 
 TABLE_FORMATS = [
@@ -330,6 +348,6 @@ TABLE_FORMATS = [
     TableFormat("Dragonfly, detector", _write_detector, _take_detector, _look_detector),
     TableFormat("calibration maps", _write_maps, _take_maps, _look_maps),
     TableFormat("CXI, our selection", _write_cxi_folder, _take_cxi, _look_cxi),
-    _photons_format("Dragonfly, whole HDF5", write_photons),
-    _photons_format("Dragonfly, whole binary", write_photons_binary),
+    TableFormat("Dragonfly, whole HDF5", _write_photons, _take_photons, _look_photons),
+    TableFormat("Dragonfly, whole binary", _write_binary, _take_photons, _look_binary),
 ]

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import h5py
@@ -34,6 +35,21 @@ GONE = "is gone or cannot be opened"
 
 Place = tuple[str, str]
 """A file and the name of an array in it."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a virtual array takes of a source: up to some position, or some number of values."""
+
+    last: tuple[int, ...]
+    n_values: int
+
+    def is_met(self, shape: tuple[int, ...]) -> bool:
+        """Tell whether a source has that much."""
+        fits = len(self.last) in (0, len(shape))
+        reaches = fits and all(a < b for a, b in zip(self.last, shape, strict=False))
+        return reaches and math.prod(shape) >= self.n_values
+
 
 ABSENT = (KeyError, OSError, RuntimeError, ValueError)
 """What h5py raises for links that lead nowhere or round."""
@@ -198,41 +214,50 @@ def list_broken_sources(array: h5py.Dataset, above: tuple[Place, ...] = ()) -> d
     home = os.path.dirname(os.path.realpath(array.file.filename))
     above = (*above, (os.path.realpath(array.file.filename), array.name))
     broken = {}
-    for (name, dataset), last in _last_mapped(array).items():
+    for (name, dataset), need in _mapped(array).items():
         # From the virtual file's folder, else from where we are.
         path = array.file.filename if name == "." else os.path.join(home, name)
-        problem = _find_problem(path if os.path.isfile(path) else name, dataset, last, above)
+        problem = _find_problem(path if os.path.isfile(path) else name, dataset, need, above)
         if problem:
             broken[name] = problem
     return broken
 
 
-def _last_mapped(array: h5py.Dataset) -> dict[tuple[str, str], tuple[int, ...]]:
-    """Give the last position of each source that the array has a use for."""
-    last: dict[tuple[str, str], tuple[int, ...]] = {}
+def _mapped(array: h5py.Dataset) -> dict[tuple[str, str], Need]:
+    """Give what the array needs of each source."""
+    needs: dict[tuple[str, str], Need] = {}
     for source in array.virtual_sources():
-        place = (str(source.file_name), str(source.dset_name))
-        end = source.src_space.get_select_bounds()[1]
-        last[place] = tuple(map(max, end, last.get(place, end)))
-    return last
+        place, space = (str(source.file_name), str(source.dset_name)), source.src_space
+        # Of a source that is taken as a whole the shape is not told.
+        if space.get_select_type() == h5py.h5s.SEL_ALL:
+            needs[place] = Need((), source.vspace.get_select_npoints())
+        else:
+            end = space.get_select_bounds()[1]
+            before = needs.get(place, Need(end, 0))
+            needs[place] = Need(tuple(map(max, end, before.last or end)), before.n_values)
+    return needs
 
 
-def _find_problem(path: str, dataset: str, last: tuple[int, ...], above: tuple[Place, ...]) -> str:
+def _find_problem(path: str, dataset: str, need: Need, above: tuple[Place, ...]) -> str:
     try:
-        with h5py.File(path, "r", driver="stdio", locking=False) as file:
-            source = file.get(dataset)
-            if source is None:
-                return GONE
-            if not isinstance(source, h5py.Dataset) or np.shape(last) != np.shape(source.shape):
-                return f"holds no array '{dataset}' of {len(last)} dimensions"
-            if any(end >= length for end, length in zip(last, source.shape, strict=True)):
-                return f"is shorter, {source.shape}, than what is taken of it"
-            if (os.path.realpath(path), source.name) in above or len(above) > MOST_LEVELS:
-                return "leads back to it"
-            nested = list_broken_sources(source, above) if source.is_virtual else {}
-            return next((f"leads to {name}, which {why}" for name, why in nested.items()), "")
+        file = h5py.File(path, "r", driver="stdio", locking=False)
     except ABSENT:
         return GONE
+    with file:
+        try:
+            source = file.get(dataset)
+        except ABSENT:
+            source = None
+        if source is None:
+            return GONE
+        if not isinstance(source, h5py.Dataset) or source.shape is None:
+            return f"holds no array '{dataset}'"
+        if not need.is_met(source.shape):
+            return f"is shorter, {source.shape}, than what is taken of it"
+        if (os.path.realpath(path), source.name) in above or len(above) > MOST_LEVELS:
+            return "leads back to it"
+        nested = list_broken_sources(source, above) if source.is_virtual else {}
+        return next((f"leads to {name}, which {why}" for name, why in nested.items()), "")
 
 
 def claims_too_much(array: h5py.Dataset, rows: slice) -> bool:

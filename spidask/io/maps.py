@@ -148,7 +148,7 @@ def check_map(
     """
     modified(location, what)
     with _opened(location, what) as data:
-        _refuse_shape(data.shape, shape or data.shape[-2:], location, what, stack)
+        _refuse_unfit(data, shape or data.shape[-2:], location, what, stack)
 
 
 def split_location(location: str) -> tuple[str, str | None]:
@@ -221,7 +221,7 @@ def _load_map(
 ) -> NDArray[Any]:
     y0, y1, x0, x1 = region
     with _opened(location, what) as data:
-        _refuse_shape(data.shape, shape, location, what, stack)
+        _refuse_unfit(data, shape, location, what, stack)
         try:
             cut = (slice(y0, y1), slice(x0, x1))
             if _is_flat(data.shape, shape):
@@ -274,7 +274,13 @@ def _opened(location: str, what: str) -> Iterator[h5py.Dataset | NDArray[Any]]:
 
 def _dataset(file: h5py.File, path: str, dataset: str | None, what: str) -> h5py.Dataset:
     names: list[str] = []
-    file.visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
+    try:
+        file.visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
+    except RuntimeError as error:
+        raise DataError(
+            f"{what} {path}: is damaged: {' '.join(str(error).split())}; transfer it again",
+            path=path,
+        ) from None
     name = dataset or (names[0] if len(names) == 1 else None)
     try:
         found = find_array(file, name) if name else None
@@ -300,9 +306,19 @@ def _is_flat(found: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     return len(found) == 3 and (found[0] * found[1], found[2]) == shape and found[1:] != shape
 
 
-def _refuse_shape(
-    found: tuple[int, ...], shape: tuple[int, ...], location: str, what: str, stack: bool
+def _refuse_unfit(
+    data: h5py.Dataset | NDArray[Any],
+    shape: tuple[int, ...],
+    location: str,
+    what: str,
+    stack: bool,
 ) -> None:
+    found = data.shape
+    if data.dtype.kind not in "biuf":
+        raise DataError(
+            f"{what} {location}: holds {data.dtype}, expected numbers; give this detector's map",
+            path=location,
+        )
     if _is_flat(found, shape):
         return
     allowed = (2, 3) if stack else (2,)
