@@ -14,6 +14,7 @@ exception, another value or another label. A case is given by seed and number al
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
 import os
 import shutil
@@ -80,17 +81,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--start", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, help="number of one case")
     parser.add_argument("--keep", type=Path, help="folder for the files of cases that fail")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
-    numbers = range(options.cases) if options.only is None else [options.only]
+    numbers: Any = range(options.start, options.start + options.cases)
+    numbers = numbers if options.only is None else [options.only]
     start = time.perf_counter()
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=memory) as folder:
         run = partial(run_case, seed=options.seed, folder=Path(folder), keep=options.keep)
         prepare(Path(folder))
+        gc.freeze()  # what is here already need not be copied for every child
         with multiprocessing.get_context("fork").Pool(options.processes) as pool:
             cases = []
             for case in pool.imap_unordered(run, numbers):

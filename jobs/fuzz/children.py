@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import pickle
 import resource
@@ -91,6 +92,7 @@ def run_in_child(work: Callable[[], Any], log: Path) -> Ended:
 
 
 def _work_and_exit(work: Callable[[], Any], write_end: int, log: Path) -> None:
+    gc.disable()
     try:
         with open(log, "w") as file:
             os.dup2(file.fileno(), 1)

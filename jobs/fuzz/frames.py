@@ -191,6 +191,14 @@ def _is_one_of(values: Any, candidates: list[np.ndarray]) -> bool:
 # What libraries of their own read
 
 
+def get(file: h5py.File, name: str) -> Any:
+    """Get what has a name; None too for links that lead round."""
+    try:
+        return file.get(name)
+    except RuntimeError:
+        return None
+
+
 def look_hdf5(path: Path, dataset: str, options: dict[str, Any]) -> Frame:
     """Read with h5py."""
     file = h5py.File(path, "r", locking=False)

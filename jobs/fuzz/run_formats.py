@@ -18,6 +18,7 @@ from fuzz.frames import (
     Frame,
     FramesFormat,
     hdf5_columns,
+    get,
     look_hdf5,
     look_zarr,
     zarr_columns,
@@ -237,7 +238,7 @@ def _event_columns(path: Path, _dataset: str, n_frames: int) -> dict[str, Any]:
             "photon_energy": ("ebeam/photon_energy", "ebeam/ebeamPhotonEnergy"),
             "pulse_energy": ("gas_detector/f_11_ENRC", "gmd/milliJoulesPerPulse"),
         }.items():
-            values = [file.get(place) for place in places]
+            values = [get(file, place) for place in places]
             fit = [
                 v[()].astype(float)
                 for v in values

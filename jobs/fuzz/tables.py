@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from fuzz.frames import Found
+from fuzz.frames import Found, get
 from fuzz.run_formats import DETECTOR, _photons, _write_cxi
 from spidask.config import Labels
 from spidask.errors import SpidaskError
@@ -206,7 +206,7 @@ def _look_tags(folder: Path) -> list[Any]:
 
 
 def _ids(file: h5py.File, n: int, names: tuple[str, ...], stem: str) -> list[list[Any]]:
-    columns = [file.get(name) for name in names]
+    columns = [get(file, name) for name in names]
     if all(isinstance(c, h5py.Dataset) and c.shape == (n,) and c.dtype.kind in "iu" for c in columns):
         return [list(row) for row in zip(*(c[()].astype("i8").tolist() for c in columns), strict=True)]
     return [[stem, i] for i in range(n)]

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore, WrapperStore
 
 from spidask.errors import DataError
 from spidask.io.hdf5 import N_OPEN
@@ -192,11 +195,35 @@ def open_zarr(path: str, dataset: str) -> zarr.Array[Any]:
 def _open(path: str, dataset: str, size: int, mtime_ns: int) -> zarr.Array[Any]:
     # Size and time are in the key so that a rewritten folder is opened anew.
     del size, mtime_ns
-    root = zarr.open(path, mode="r")
+    array = _get(zarr.open(path, mode="r"), dataset)
+    if not any(type(codec).__name__.startswith("Blosc") for codec in array.compressors):
+        return array
+    return _get(zarr.open(_WholeChunks(LocalStore(path, read_only=True)), mode="r"), dataset)
+
+
+def _get(root: zarr.Group | zarr.Array[Any], dataset: str) -> zarr.Array[Any]:
     array = root if isinstance(root, zarr.Array) else root.get(dataset)
     if not isinstance(array, zarr.Array):
         raise KeyError(dataset)
     return array
+
+
+class _WholeChunks(WrapperStore[LocalStore]):
+    """A folder whose cut off Blosc chunks are refused: Blosc reads on in memory behind them.
+
+    Source: https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst: four bytes, then
+    the numbers of bytes without compression, of a block, and of the chunk.
+    """
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        value = await super().get(key, prototype, byte_range)
+        if value is not None and not key.endswith(METADATA) and byte_range is None:
+            claimed = int.from_bytes(value[12:16].to_bytes(), "little")
+            if len(value) < max(claimed, 16):
+                raise ValueError(f"chunk {key} is cut off, {len(value)} bytes")
+        return value
 
 
 def _find(root: zarr.Group | zarr.Array[Any], dataset: str) -> tuple[zarr.Array[Any], str]:
