@@ -219,7 +219,8 @@ class _WholeChunks(WrapperStore[LocalStore]):
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         value = await super().get(key, prototype, byte_range)
-        if value is not None and not key.endswith(METADATA) and byte_range is None:
+        is_chunk = not key.rpartition("/")[2].startswith((".z", "zarr.json"))
+        if value is not None and is_chunk and byte_range is None:
             claimed = int.from_bytes(value[12:16].to_bytes(), "little")
             if len(value) < max(claimed, 16):
                 raise ValueError(f"chunk {key} is cut off, {len(value)} bytes")
