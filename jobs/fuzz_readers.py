@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fuzz.children import Ended, run_in_child
+from fuzz.children import MOST_MB, Ended, run_in_child
 from fuzz.frames import is_filled
 from fuzz.module_formats import MODULE_FORMATS
 from fuzz.mutations import copy_seed, mutate
@@ -110,7 +111,9 @@ def main() -> None:
     )
     for what in ("peak_mb", "seconds"):
         most = sorted(cases, key=lambda case: -getattr(case, what))[:5]
-        print(what, ", ".join(f"{getattr(c, what):.1f} (case {c.number}, {c.format})" for c in most))
+        print(
+            what, ", ".join(f"{getattr(c, what):.1f} (case {c.number}, {c.format})" for c in most)
+        )
     sys.exit(any(case.outcome == "FAILED" for case in cases))
 
 
@@ -133,17 +136,42 @@ def prepare(folder: Path) -> None:
         home = folder / "seeds" / str(code)
         form.prepare(home)
         for parity in range(2):
-            ended = run_in_child(partial(form.read, home / "seed", home, parity), folder / "log")
-            if ended.how != "value" or "refused" in ended.value:
+            step = partial(read_and_judge, form, home / "seed", home, parity)
+            ended = run_in_child(step, folder / "log")
+            if ended.how != "done" or "refused" in ended.values[0] or ended.values[1:] != [[]]:
                 raise RuntimeError(f"{form.name}: a healthy file: {ended}")
-            judge = partial(form.judge, home / "seed", ended.value, ended.value)
-            judged = run_in_child(judge, folder / "log")
-            if judged.value != []:
-                raise RuntimeError(f"{form.name}: a healthy file: {judged}")
-            np.save(home / f"healthy{parity}.npy", np.array(ended.value, object), allow_pickle=True)
+            healthy = np.array(ended.values[0], object)
+            np.save(home / f"healthy{parity}.npy", healthy, allow_pickle=True)
         # What is imported at the first use is then there in every child.
         form.read(home / "seed", home, 0)
         (home / "seed" / "index.json").unlink(missing_ok=True)
+
+
+def read_and_judge(
+    form: Any, case: Path, home: Path, number: int, healthy: dict[str, Any] | None = None
+) -> Iterator[Any]:
+    """Read a file as spidask does, and then look at it without spidask.
+
+    Parameters
+    ----------
+    form : FramesFormat or TableFormat
+        What it is.
+    case, home : pathlib.Path
+        The folder of the file, and that of its healthy ones.
+    number : int
+        Of the case.
+    healthy : dict, optional
+        What the healthy file gives; without it this one is taken for it.
+
+    Yields
+    ------
+    dict or list of str
+        What was read or why it was refused, and then, if it was read, what is wrong with it.
+    """
+    found = form.read(case, home, number)
+    yield found
+    if "refused" not in found:
+        yield form.judge(case, found, healthy or found)
 
 
 def run_case(number: int, seed: int, folder: Path, keep: Path | None) -> Case:
@@ -169,14 +197,14 @@ def run_case(number: int, seed: int, folder: Path, keep: Path | None) -> Case:
     subjects = copy_seed(home / "seed", case)
     rng = np.random.default_rng([seed, number])
     told = folder / f"told{number}"
-
-    def damage_and_read() -> dict[str, Any]:
-        told.write_text(mutate(subjects, rng))
-        return dict(form.read(case, home, number))
-
-    ended = run_in_child(damage_and_read, log)
     healthy = np.load(home / f"healthy{number % 2}.npy", allow_pickle=True).item()
-    outcome, text = classify(form, case, ended, healthy, log)
+
+    def work() -> Iterator[Any]:
+        told.write_text(mutate(subjects, rng))
+        yield from read_and_judge(form, case, home, number, healthy)
+
+    ended = run_in_child(work, log)
+    outcome, text = classify(ended, healthy)
     if outcome == "FAILED" and keep:
         shutil.copytree(case, keep / str(number), symlinks=True, dirs_exist_ok=True)
     damage = told.read_text() if told.exists() else "none: the damage itself failed"
@@ -186,23 +214,15 @@ def run_case(number: int, seed: int, folder: Path, keep: Path | None) -> Case:
     return Case(number, form.name, damage, outcome, text, ended.peak_mb, ended.seconds)
 
 
-def classify(
-    form: Any, case: Path, ended: Ended, healthy: dict[str, Any], log: Path
-) -> tuple[str, str]:
+def classify(ended: Ended, healthy: dict[str, Any]) -> tuple[str, str]:
     """Say which of `OUTCOMES` a case has, and why.
 
     Parameters
     ----------
-    form : FramesFormat or TableFormat
-        What was read.
-    case : pathlib.Path
-        The damaged files.
     ended : Ended
-        How the reader ended.
+        How `read_and_judge` ended.
     healthy : dict
-        What it gives of the healthy file.
-    log : pathlib.Path
-        Log of the child that judges.
+        What is read of the healthy file.
 
     Returns
     -------
@@ -211,27 +231,33 @@ def classify(
     text : str
         The refusal, or what is wrong.
     """
-    if ended.how != "value":
+    if not ended.values:
         return "FAILED", f"{ended.how}: {ended.text}"
-    found = ended.value
+    found = ended.values[0]
     if "refused" in found:
-        text = found["refused"]
-        others = found.get("others")
-        if others is not None and not np.array_equal(others, healthy["others"], equal_nan=True):
-            return "FAILED", "frames of other runs are other ones"
-        is_clear = 10 < len(text) < MOST_LETTERS and text.isprintable()
-        return ("refused" if is_clear else "FAILED"), text if is_clear else f"unclear: {text!r}"
-    judged = run_in_child(partial(form.judge, case, found, healthy), log)
-    if judged.how == "value" and judged.value:
-        return "FAILED", "; ".join(judged.value)[:2000]
+        return _classify_refusal(ended, healthy)
+    if found["peak_mb"] > MOST_MB:
+        return "FAILED", f"memory: {found['peak_mb']:.0f} MB"
+    if len(ended.values) == 2 and ended.values[1]:
+        return "FAILED", "; ".join(ended.values[1])[:2000]
     if found["digest"] == healthy["digest"]:
         return "as before", ""
-    if judged.how in ("signal", "hang", "memory"):
-        return "unjudged", f"the independent reader: {judged.how} {judged.text}"
-    if judged.how == "exception":
-        return "FAILED", f"read, though another reader cannot: {judged.text}"
+    if ended.how in ("signal", "hang", "memory"):
+        return "unjudged", f"the independent reader: {ended.how} {ended.text}"
+    if ended.how == "exception":
+        return "FAILED", f"read, though another reader cannot: {ended.text}"
     is_frames = "frames" in found
     return ("filled" if is_frames and any(map(is_filled, found["frames"])) else "changed"), ""
+
+
+def _classify_refusal(ended: Ended, healthy: dict[str, Any]) -> tuple[str, str]:
+    text, others = ended.values[0]["refused"], ended.values[0].get("others")
+    if ended.how != "done":
+        return "FAILED", f"{ended.how}: {ended.text}"
+    if others is not None and not np.array_equal(others, healthy["others"], equal_nan=True):
+        return "FAILED", "frames of other runs are other ones"
+    is_clear = 10 < len(text) < MOST_LETTERS and text.isprintable()
+    return ("refused", text) if is_clear else ("FAILED", f"unclear: {text!r}")
 
 
 def tabulate(cases: list[Case]) -> str:

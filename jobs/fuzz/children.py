@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import io
 import os
 import pickle
 import resource
@@ -11,7 +12,7 @@ import select
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,9 +34,9 @@ class Ended:
     Attributes
     ----------
     how : str
-        It gave a value, raised an exception, was killed by a signal, hung, or took too much memory.
-    value : object
-        What it gave.
+        It did all, raised an exception, was killed by a signal, hung, or took too much memory.
+    values : list
+        What it gave, one for each step that it came to.
     text : str
         The traceback, the signal's name or the megabytes.
     peak_mb : float
@@ -44,20 +45,20 @@ class Ended:
         Processor time.
     """
 
-    how: Literal["value", "exception", "signal", "hang", "memory"]
-    value: Any
+    how: Literal["done", "exception", "signal", "hang", "memory"]
+    values: list[Any]
     text: str
     peak_mb: float
     seconds: float
 
 
-def run_in_child(work: Callable[[], Any], log: Path) -> Ended:
+def run_in_child(work: Callable[[], Iterator[Any]], log: Path) -> Ended:
     """Do some work in a fork of this process, within bounds of time and memory.
 
     Parameters
     ----------
     work : callable
-        Gives what can be pickled.
+        Yields what can be pickled, step by step.
     log : pathlib.Path
         What the child prints, and where it was when it crashed.
 
@@ -79,19 +80,32 @@ def run_in_child(work: Callable[[], Any], log: Path) -> Ended:
     _, status, usage = os.wait4(pid, 0)
     peak, seconds = usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    values, end = _unpack(answer)
     if is_late or number == signal.SIGXCPU:
-        return Ended("hang", None, f"not done after {seconds:.0f} s of work", peak, seconds)
-    if number or not answer:
+        return Ended("hang", values, f"not done after {seconds:.0f} s of work", peak, seconds)
+    if end is None:
         name = signal.Signals(number).name if number else f"exit status {status}"
-        return Ended("signal", None, f"{name}\n{log.read_text(errors='replace')}", peak, seconds)
-    how, value = pickle.loads(answer)
+        return Ended("signal", values, f"{name}\n{log.read_text(errors='replace')}", peak, seconds)
     if peak > MOST_MB:
-        return Ended("memory", None, f"{peak:.0f} MB", peak, seconds)
-    text = value if how == "exception" else ""
-    return Ended(how, None if text else value, text, peak, seconds)
+        return Ended("memory", values, f"{peak:.0f} MB", peak, seconds)
+    return Ended("exception" if end else "done", values, end, peak, seconds)
 
 
-def _work_and_exit(work: Callable[[], Any], write_end: int, log: Path) -> None:
+def _unpack(answer: bytes) -> tuple[list[Any], str | None]:
+    """Give the values, and the traceback, which is empty where all went well."""
+    values, stream = [], io.BytesIO(answer)
+    while stream.tell() < len(answer):
+        try:
+            is_end, value = pickle.load(stream)
+        except (EOFError, pickle.UnpicklingError):  # it ended while it told
+            break
+        if is_end:
+            return values, value
+        values.append(value)
+    return values, None
+
+
+def _work_and_exit(work: Callable[[], Iterator[Any]], write_end: int, log: Path) -> None:
     gc.disable()
     try:
         with open(log, "w") as file:
@@ -105,12 +119,15 @@ def _work_and_exit(work: Callable[[], Any], write_end: int, log: Path) -> None:
             (resource.RLIMIT_CPU, CPU_S),
         ):
             resource.setrlimit(what, (most, most + (what == resource.RLIMIT_CPU)))
-        try:
-            answer: tuple[str, Any] = ("value", work())
-        except BaseException:
-            answer = ("exception", traceback.format_exc())
         with open(write_end, "wb") as pipe:
-            pickle.dump(answer, pipe)
+            end = ""
+            try:
+                for value in work():
+                    pickle.dump((False, value), pipe)
+                    pipe.flush()
+            except BaseException:
+                end = traceback.format_exc()
+            pickle.dump((True, end), pipe)
     finally:
         os._exit(0)
 
@@ -121,7 +138,7 @@ def _receive(read_end: int, deadline: float) -> tuple[bytes, bool]:
     while True:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([read_end], [], [], left)[0]:
-            return b"", True
+            return b"".join(parts), True
         part = os.read(read_end, 1 << 20)
         if not part:
             return b"".join(parts), False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,7 +106,8 @@ class FramesFormat:
         found["digest"] = hashlib.md5(pickle.dumps(found)).hexdigest()
         found["dataset"] = str(ds["file_dataset"].values[code])
         told = dict(ds.attrs["odd_files"]).get(path, "")
-        return found | {"told": told, "region": region, "others": others["frames"]}
+        found |= {"told": told, "region": region, "others": others["frames"]}
+        return found | {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
     def _take(self, ds: Any, paths: list[str], region: tuple[slice, ...]) -> Found:
         codes = [ds["file_path"].values.tolist().index(path) for path in paths]

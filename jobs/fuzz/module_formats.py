@@ -62,7 +62,9 @@ class ModulesFormat(FramesFormat):
             for key, frame in zip(zip(*ids, strict=True), frames, strict=True):
                 part = frame[first:last]
                 candidates = [one[inside] for one in there.get(key, [])]
-                if any(np.array_equal(part, c.astype(part.dtype), equal_nan=True) for c in candidates):
+                if any(
+                    np.array_equal(part, c.astype(part.dtype), equal_nan=True) for c in candidates
+                ):
                     continue
                 if not is_filled(part):
                     wrong.append(f"module {module} of {key} is another")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import pickle
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,11 @@ class TableFormat:
             values = self.take(case)
         except SpidaskError as error:
             return {"refused": str(error)}
-        return {"values": values, "digest": hashlib.md5(pickle.dumps(values)).hexdigest()}
+        return {
+            "values": values,
+            "digest": hashlib.md5(pickle.dumps(values)).hexdigest(),
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
 
     def judge(self, case: Path, found: Found, _healthy: Found) -> list[str]:
         """Say what is wrong with what was read, in words."""
@@ -139,7 +144,7 @@ def _look_letters(folder: Path) -> list[Any]:
     rows = _rows(folder / "index.csv")
     assert len(rows) == len(letters)
     named = [
-        [row["run"], int(row["index"]), LETTERS[c] if c in LETTERS else 1 / 0]
+        [row["run"], int(row["index"]), LETTERS[c]]
         for row, c in zip(rows, letters, strict=True)
         if c
     ]
@@ -194,8 +199,9 @@ def _look_tags(folder: Path) -> list[Any]:
         tags = next(file[p] for p in places if file[p].ndim == 2)
         names = tags.attrs.get("headings", [f"Tag {n + 1}" for n in range(len(tags))])
         names = [n.decode() if isinstance(n, bytes) else str(n) for n in np.ravel(names)]
-        classes = [TAGS[n] if n in TAGS else n for n in names]
-        assert len(classes) == len(tags) and all(c is None or c in CLASSES for c in classes)
+        classes = [TAGS.get(n, n) for n in names]
+        assert len(classes) == len(tags)
+        assert all(c is None or c in CLASSES for c in classes)
         ids = _ids(file, tags.shape[1], ("entry_1/trainId", "entry_1/pulseId"), "r0007")
         out = []
         for frame, column in enumerate(tags[()].T > 0):
@@ -207,8 +213,12 @@ def _look_tags(folder: Path) -> list[Any]:
 
 def _ids(file: h5py.File, n: int, names: tuple[str, ...], stem: str) -> list[list[Any]]:
     columns = [get(file, name) for name in names]
-    if all(isinstance(c, h5py.Dataset) and c.shape == (n,) and c.dtype.kind in "iu" for c in columns):
-        return [list(row) for row in zip(*(c[()].astype("i8").tolist() for c in columns), strict=True)]
+    if all(
+        isinstance(c, h5py.Dataset) and c.shape == (n,) and c.dtype.kind in "iu" for c in columns
+    ):
+        return [
+            list(row) for row in zip(*(c[()].astype("i8").tolist() for c in columns), strict=True)
+        ]
     return [[stem, i] for i in range(n)]
 
 
@@ -340,11 +350,20 @@ def _as_list(n_pixels: int, ones: Any, multi: Any, counts: Any) -> tuple[Any, ..
 
 TABLE_FORMATS = [
     TableFormat("labels, CSV", _write_csv, _take_csv, _look_csv),
-    TableFormat("labels, letters", _write_letters, _labels("my_classes.dat", letters=LETTERS), _look_letters),
-    TableFormat("labels, speckleNN", _write_specklenn, _labels("amo06516.label.csv", codes=CODES), _look_specklenn),
+    TableFormat(
+        "labels, letters", _write_letters, _labels("my_classes.dat", letters=LETTERS), _look_letters
+    ),
+    TableFormat(
+        "labels, speckleNN",
+        _write_specklenn,
+        _labels("amo06516.label.csv", codes=CODES),
+        _look_specklenn,
+    ),
     TableFormat("labels, a selection", _write_selection, _labels("."), _look_selection),
     TableFormat("labels, CXI tags", _write_tags, _labels("r0007.cxi", tags=TAGS), _look_tags),
-    TableFormat("labels, codes", _write_codes, _labels("smd.h5:hits/kind", codes=CODES), _look_codes),
+    TableFormat(
+        "labels, codes", _write_codes, _labels("smd.h5:hits/kind", codes=CODES), _look_codes
+    ),
     TableFormat("Dragonfly, detector", _write_detector, _take_detector, _look_detector),
     TableFormat("calibration maps", _write_maps, _take_maps, _look_maps),
     TableFormat("CXI, our selection", _write_cxi_folder, _take_cxi, _look_cxi),

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from spidask.errors import DataError
-from spidask.io.arrays import read_array
 from spidask.frames.geometry import momentum_transfer, polarization, solid_angle
+from spidask.io.arrays import read_array
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spidask.errors import DataError
-from spidask.io.dragonfly import read_detector
 from spidask.io.arrays import claims_too_much
+from spidask.io.dragonfly import read_detector
 from spidask.io.emc import HEADER_BYTES, KINDS, PARTS, open_lists
 from spidask.io.hdf5 import N_OPEN, open_hdf5
 from spidask.io.layout import PHOTONS, FileLayout

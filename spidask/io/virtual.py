@@ -78,9 +78,7 @@ def find_modules(path: str, array: h5py.Dataset) -> Layout:
     )
 
 
-def _mapped(
-    array: h5py.Dataset, lost: Mapping[str, str]
-) -> dict[int, list[tuple[int, int]]]:
+def _mapped(array: h5py.Dataset, lost: Mapping[str, str]) -> dict[int, list[tuple[int, int]]]:
     """List the frames of each module that are mapped to files that can be read."""
     spans: dict[int, list[tuple[int, int]]] = {}
     for part in array.virtual_sources():

@@ -1,11 +1,11 @@
 """Damaged files of every format: each is refused clearly or read rightly, and a failure shows."""
 
+import copy
 import os
 import re
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,9 +49,16 @@ def test_every_end_of_a_child_is_told(job, tmp_path, monkeypatch):
     children = sys.modules["fuzz.children"]
 
     def end(work):
-        return job.run_in_child(work, tmp_path / "log")
+        def steps():
+            yield "first"
+            yield work()
 
-    assert (end(lambda: [1, 2]).how, end(lambda: [1, 2]).value) == ("value", [1, 2])
+        ended = job.run_in_child(steps, tmp_path / "log")
+        assert ended.values[0] == "first"
+        return ended
+
+    done = end(lambda: [1, 2])
+    assert (done.how, done.values[1], done.text) == ("done", [1, 2], "")
     raised = end(lambda: 1 / 0)
     assert raised.how == "exception"
     assert "ZeroDivisionError" in raised.text
@@ -59,7 +66,7 @@ def test_every_end_of_a_child_is_told(job, tmp_path, monkeypatch):
     assert crashed.how == "signal"
     assert crashed.text.startswith("SIGSEGV")
     monkeypatch.setattr(children, "MOST_MB", end(lambda: None).peak_mb + 40)
-    assert end(lambda: len(np.ones(1_000_000))).value == 1_000_000
+    assert end(lambda: len(np.ones(1_000_000))).how == "done"
     assert end(lambda: len(np.ones(10_000_000))).how == "memory"
     monkeypatch.setattr(children, "CPU_S", 1)
     assert end(_spin).how == "hang"
@@ -77,42 +84,50 @@ def test_a_wrong_value_fails(job, tmp_path, code):
     form = job.FORMATS[code]
     form.prepare(tmp_path)
     seed = tmp_path / "seed"
-    ended = job.run_in_child(partial(form.read, seed, tmp_path, 0), tmp_path / "log")
+
+    def read():
+        yield form.read(seed, tmp_path, 0)
+
+    ended = job.run_in_child(read, tmp_path / "log")
+    (found,) = ended.values
+    healthy = copy.deepcopy(found)
 
     def classify():
-        return job.classify(form, seed, ended, healthy, tmp_path / "log")
+        ended.values[1:] = [form.judge(seed, found, healthy)]
+        return job.classify(ended, healthy)[0]
 
-    healthy = dict(ended.value)
-    assert classify() == ("as before", "")
-    frame = ended.value["frames"][3]
+    assert classify() == "as before"
+    frame = found["frames"][3]
     frame += 1
-    assert classify()[0] == "FAILED"
+    assert classify() == "FAILED"
     frame[...] = np.nan if frame.dtype.kind == "f" else np.iinfo(frame.dtype).max
-    assert classify()[0] == "FAILED"
-    found = ended.value
-    ended.value.clear()
-    found["refused"] = "text\nin two lines"
-    assert classify()[0] == "FAILED"
-    found["refused"] = "is truncated, 5 of 9 bytes; transfer it again"
-    assert classify() == ("refused", found["refused"])
+    assert classify() == "FAILED"
+    for text, outcome in (
+        ("text\nin two lines", "FAILED"),
+        ("", "FAILED"),
+        ("is truncated, 5 of 9 bytes; transfer it again", "refused"),
+    ):
+        ended.values[:] = [{"refused": text, "others": healthy["others"]}]
+        assert job.classify(ended, healthy)[0] == outcome
+    ended.values[:] = [{"refused": text, "others": healthy["others"] + 1}]
+    assert job.classify(ended, healthy)[0] == "FAILED"
 
 
 def test_a_wrong_label_fails(job, tmp_path):
     form = next(form for form in job.FORMATS if form.name == "labels, CSV")
     form.prepare(tmp_path)
-    ended = job.run_in_child(partial(form.read, tmp_path / "seed", tmp_path, 0), tmp_path / "log")
-    healthy = dict(ended.value)
-    ended.value["values"][2][2] = "single"
-    outcome, text = job.classify(form, tmp_path / "seed", ended, healthy, tmp_path / "log")
-    assert outcome == "FAILED"
-    assert "20 rows instead of 20" in text
+    found = form.read(tmp_path / "seed", tmp_path, 0)
+    assert form.judge(tmp_path / "seed", found, found) == []
+    found["values"][2][2] = "single"
+    (wrong,) = form.judge(tmp_path / "seed", found, found)
+    assert wrong.startswith("20 rows instead of 20, first")
 
 
 def test_a_case_is_what_its_numbers_say(job, tmp_path):
     job.FORMATS[5].prepare(tmp_path / "home")
     written = []
-    for copy in range(2):
-        subjects = job.copy_seed(tmp_path / "home" / "seed", tmp_path / str(copy))
+    for name in "ab":
+        subjects = job.copy_seed(tmp_path / "home" / "seed", tmp_path / name)
         damage = job.mutate(subjects, np.random.default_rng([7, 5]))
         written.append((damage, subjects[0].read_bytes()))
     assert written[0] == written[1]
