@@ -18,7 +18,8 @@ import xarray as xr
 
 from spidask.errors import DataError
 from spidask.io.arrays import find_array, read_array
-from spidask.io.stack import EVENT_IDS, MOST_PIXELS, fill_value
+from spidask.io.layout import MOST_PIXELS
+from spidask.io.stack import EVENT_IDS, fill_value
 from spidask.schema import annotate
 
 VERSION = 150

@@ -22,7 +22,7 @@ import scipy.sparse as sp
 
 from spidask.errors import DataError
 from spidask.io.arrays import claims_too_much, find_array
-from spidask.io.stack import MOST_FRAMES
+from spidask.io.layout import MOST_FRAMES
 
 MISSING = -1
 """Value in a block of photons for a pixel that holds no number in this frame."""

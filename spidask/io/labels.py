@@ -14,6 +14,7 @@ from spidask.config import Labels
 from spidask.errors import DataError
 from spidask.io import label_sources
 from spidask.io.maps import split_location
+from spidask.io.text_tables import read_text_table, whole_numbers
 
 IDENTITIES = (
     ("run", "index"),
@@ -229,7 +230,7 @@ def _read_one(path: str, settings: Labels) -> pd.DataFrame:
 
 
 def _read_csv(path: str, settings: Labels) -> pd.DataFrame:
-    table = label_sources.read_text_table(path)
+    table = read_text_table(path)
     if {"exp", "run", "event_num", "label"} <= set(table.columns):
         table = label_sources.name_events(table, path, settings)
     identity = _identity(table.columns, path)
@@ -243,7 +244,7 @@ def _read_csv(path: str, settings: Labels) -> pd.DataFrame:
     table = table[(table != "").any(axis=1)]
     for name in identity:
         if name != "run":
-            table[name] = label_sources.whole_numbers(table[name], path)
+            table[name] = whole_numbers(table[name], path)
     if boxes:
         table[boxes] = _read_boxes(table[boxes], path)
     return label_sources.translate(table, path, "line", settings.codes, "labels.codes")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -21,6 +22,12 @@ USUAL_STACKS = (
 )
 """Places of frames that are looked at in this order where the default is not there: CXI 1.5,
 psocake (photons before ADU), CXIDB 58."""
+
+MOST_FRAMES = 20_000_000
+"""Of a file: 12 million frames are a long beamtime."""
+
+MOST_PIXELS = 2**25
+"""Of a frame: the largest detectors have 18 million."""
 
 PHOTONS = "place_ones"
 """First of the lists in which Dragonfly keeps photons; stands for the dataset of such files."""
@@ -152,6 +159,26 @@ def _names(group: Any) -> list[str]:
     return (
         sorted(group.keys(), key=lambda name: (len(name), name)) if hasattr(group, "keys") else []
     )
+
+
+def refuse_absurd(shape: Sequence[int]) -> None:
+    """Refuse a stack of frames that no detector and no beamtime gives, before memory is taken.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Number of frames, rows and columns.
+
+    Raises
+    ------
+    DataError
+        If it claims more than `MOST_FRAMES` or `MOST_PIXELS`.
+    """
+    if shape[0] > MOST_FRAMES or math.prod(shape[1:]) > MOST_PIXELS:
+        raise DataError(
+            f"claims the shape {tuple(shape)}, more than {MOST_FRAMES} frames or {MOST_PIXELS} "
+            "pixels of one; transfer it again"
+        )
 
 
 def find_energies(dataset: str, n_frames: int, describe: Describe) -> dict[str, list[Any]]:

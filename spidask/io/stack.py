@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spidask.errors import DataError
-from spidask.io.layout import Describe, find_energies
+from spidask.io.layout import Describe, find_energies, refuse_absurd
 
 EVENT_IDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "trainId": (("trainId",),),
@@ -30,12 +29,6 @@ EVENT_IDS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 PLACES = ("", "entry_1", "LCLS")
 """Groups that may hold event ids, beside those above the frames."""
-
-MOST_FRAMES = 20_000_000
-"""Of a file: 12 million frames are a long beamtime."""
-
-MOST_PIXELS = 2**25
-"""Of a frame: the largest detectors have 18 million."""
 
 MISSING_ID = -1
 """Event id of a frame whose file has none."""
@@ -128,11 +121,7 @@ def describe_stack(
         raise DataError(
             f"holds {dtype}, expected integers or floats; set runs.dataset to the stack of frames"
         )
-    if shape[0] > MOST_FRAMES or math.prod(shape[1:]) > MOST_PIXELS:
-        raise DataError(
-            f"claims the shape {tuple(shape)}, more than {MOST_FRAMES} frames or {MOST_PIXELS} "
-            "pixels of one; transfer it again"
-        )
+    refuse_absurd(shape)
     if 0 in shape:
         raise DataError(f"holds no frames (shape {tuple(shape)}); leave the file out of runs.files")
     return StackInfo(
