@@ -56,7 +56,7 @@ class DataError(SpidaskError):
     """
 
     def __init__(self, message: str, **facts: object) -> None:
-        line = message.replace("\n", "\\n")
+        line = _make_printable(message).replace("\n", "\\n")
         if len(line) > MOST_LETTERS:
             line = f"{line[: MOST_LETTERS - 500]} ... {line[-490:]}"
         super().__init__(line, **facts)

@@ -190,7 +190,7 @@ def refuse_unsound(array: h5py.Dataset) -> None:
 def _is_flagged(array: h5py.Dataset) -> bool:
     """Tell whether what is missing shows, as frames that cannot be read or ids that are 0."""
     if array.ndim == 2 or array.dtype.kind not in "iuf":
-        return array.ndim == 2  # memory cells of each module
+        return bool(array.ndim == 2)  # memory cells of each module
     fill = fill_value(array.dtype)
     return bool(array.fillvalue == fill or (array.fillvalue != array.fillvalue and fill != fill))
 
@@ -215,9 +215,13 @@ def list_broken_sources(array: h5py.Dataset, above: tuple[Place, ...] = ()) -> d
     above = (*above, (os.path.realpath(array.file.filename), array.name))
     broken = {}
     for (name, dataset), need in _mapped(array).items():
-        # From the virtual file's folder, else from where we are.
-        path = array.file.filename if name == "." else os.path.join(home, name)
-        problem = _find_problem(path if os.path.isfile(path) else name, dataset, need, above)
+        if name == ".":
+            problem = _find_problem_in(array.file, dataset, need, above)
+        else:
+            # From the virtual file's folder, else from where we are.
+            path = os.path.join(home, name)
+            path = path if os.path.isfile(path) else name
+            problem = _find_problem(path, dataset, need, above)
         if problem:
             broken[name] = problem
     return broken
@@ -244,20 +248,24 @@ def _find_problem(path: str, dataset: str, need: Need, above: tuple[Place, ...])
     except ABSENT:
         return GONE
     with file:
-        try:
-            source = file.get(dataset)
-        except ABSENT:
-            source = None
-        if source is None:
-            return GONE
-        if not isinstance(source, h5py.Dataset) or source.shape is None:
-            return f"holds no array '{dataset}'"
-        if not need.is_met(source.shape):
-            return f"is shorter, {source.shape}, than what is taken of it"
-        if (os.path.realpath(path), source.name) in above or len(above) > MOST_LEVELS:
-            return "leads back to it"
-        nested = list_broken_sources(source, above) if source.is_virtual else {}
-        return next((f"leads to {name}, which {why}" for name, why in nested.items()), "")
+        return _find_problem_in(file, dataset, need, above)
+
+
+def _find_problem_in(file: h5py.File, dataset: str, need: Need, above: tuple[Place, ...]) -> str:
+    try:
+        source = file.get(dataset)
+    except ABSENT:
+        source = None
+    if source is None:
+        return GONE
+    if not isinstance(source, h5py.Dataset) or source.shape is None:
+        return f"holds no array '{dataset}'"
+    if not need.is_met(source.shape):
+        return f"is shorter, {source.shape}, than what is taken of it"
+    if (os.path.realpath(file.filename), source.name) in above or len(above) > MOST_LEVELS:
+        return "leads back to it"
+    nested = list_broken_sources(source, above) if source.is_virtual else {}
+    return next((f"leads to {name}, which {why}" for name, why in nested.items()), "")
 
 
 def claims_too_much(array: h5py.Dataset, rows: slice) -> bool:
@@ -281,15 +289,14 @@ def claims_too_much(array: h5py.Dataset, rows: slice) -> bool:
     Source: HDF5 file format 3.0, section IV.B: a list is its length, 4 bytes, and the address and
     number of its values in a heap.
     """
-    text = h5py.check_string_dtype(array.dtype)
-    base = h5py.check_vlen_dtype(array.dtype)
-    if base is None and (text is None or text.length is not None):
+    text, base = h5py.check_string_dtype(array.dtype), h5py.check_vlen_dtype(array.dtype)
+    if base is None or (text is not None and text.length is not None):
         return False
     width = 8 + array.file.id.get_create_plist().get_sizes()[0]
     content = b"".join(_read_heads(array, rows, width))
     lengths = np.frombuffer(content, "<u4").reshape(-1, width // 4)[:, 0].astype(np.int64)
-    size = np.dtype(base).itemsize if base is not None else 1
-    return int(lengths.sum()) * size > array.file.id.get_filesize()
+    size = 1 if text is not None else np.dtype(base).itemsize
+    return int(lengths.sum()) * size > int(array.file.id.get_filesize())
 
 
 def _read_heads(array: h5py.Dataset, rows: slice, width: int) -> Iterator[bytes]:

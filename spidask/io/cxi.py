@@ -318,14 +318,14 @@ def _read(file: h5py.File, path: str) -> xr.Dataset:
 
 
 def _read_patterns(file: h5py.File, n_frames: int) -> npt.NDArray[np.float32]:
-    arrays = [find_array(file, f"{DETECTOR}/{name}") for name in ("data", "mask")]
-    shapes = [None if a is None or a.dtype.kind not in "iuf" else a.shape for a in arrays]
-    shape = shapes[0] or ()
-    if shapes[1] not in (shape, shape[1:]) or len(shape) != 3 or shape[0] != n_frames:
-        raise ValueError(f"data and mask of shapes {shapes} for {n_frames} frames")
+    data, mask = (find_array(file, f"{DETECTOR}/{name}") for name in ("data", "mask"))
+    if data is None or mask is None or {data.dtype.kind, mask.dtype.kind} - set("iuf"):
+        raise ValueError("holds no data and mask of numbers")
+    shape = data.shape
+    if len(shape) != 3 or shape[0] != n_frames or mask.shape not in (shape, shape[1:]):
+        raise ValueError(f"data and mask of shapes {shape}, {mask.shape} for {n_frames} frames")
     if math.prod(shape[1:]) > MOST_PIXELS:
         raise ValueError(f"patterns of {shape[1:]} pixels")
-    data, mask = (np.asarray(array[()]) for array in arrays)
-    patterns = data.astype(np.float32)
-    patterns[np.broadcast_to(mask != 0, shape)] = np.nan
+    patterns = np.asarray(data[()]).astype(np.float32)
+    patterns[np.broadcast_to(np.asarray(mask[()]) != 0, shape)] = np.nan
     return patterns

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import h5py
 import hdf5plugin  # noqa: F401  (registers the compression filters)
@@ -147,7 +148,8 @@ def read_detector(path: str | Path) -> Detector:
                 f"{'one number' if is_number else 'one number for each pixel'}",
                 path=str(path),
             )
-    return Detector(**{name: array[()] for name, array in values.items()})
+    known: dict[str, Any] = {name: array[()] for name, array in values.items()}
+    return Detector(**known)
 
 
 def write_blacklist(path: str | Path, excluded: npt.NDArray[np.bool_]) -> None:
