@@ -15,7 +15,7 @@ class SpidaskError(Exception):
     """
 
     def __init__(self, message: str, **facts: object) -> None:
-        super().__init__(message)
+        super().__init__(_make_printable(message))
         self.__dict__.update(facts)
         self._facts = facts
 
@@ -23,6 +23,12 @@ class SpidaskError(Exception):
         # Exceptions with keyword arguments do not survive pickling by default, and
         # an error on a worker has to reach the user with its facts.
         return _rebuild, (type(self), str(self), self._facts)
+
+
+def _make_printable(message: str) -> str:
+    """Escape what a damaged file may bring into a message; several lines stay."""
+    shown = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
+    return "".join(shown)
 
 
 def _rebuild(kind: type[SpidaskError], message: str, facts: dict[str, object]) -> SpidaskError:
@@ -33,8 +39,27 @@ class ConfigError(SpidaskError):
     """A setting is unknown, of the wrong type, or contradicts another."""
 
 
+MOST_LETTERS = 2000
+"""Of a message about data; what is wrong stands at its beginning, what to do at its end."""
+
+
 class DataError(SpidaskError):
-    """A file or an array is not what it should be."""
+    """A file or an array is not what it should be.
+
+    Parameters
+    ----------
+    message : str
+        As of `SpidaskError`; it becomes one line of at most `MOST_LETTERS`, whatever the data
+        brought into it.
+    **facts : object
+        As of `SpidaskError`.
+    """
+
+    def __init__(self, message: str, **facts: object) -> None:
+        line = _make_printable(message).replace("\n", "\\n")
+        if len(line) > MOST_LETTERS:
+            line = f"{line[: MOST_LETTERS - 500]} ... {line[-490:]}"
+        super().__init__(line, **facts)
 
 
 class StoreError(SpidaskError):

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import spidask
+from spidask import errors
 from spidask.errors import DataError
 
 
@@ -29,3 +30,13 @@ def test_an_unknown_name_lists_the_known():
 def test_errors_keep_their_facts_when_pickled():
     error = pickle.loads(pickle.dumps(DataError("r1.h5 is truncated", path="r1.h5")))
     assert (str(error), error.path) == ("r1.h5 is truncated", "r1.h5")
+
+
+def test_what_data_bring_into_a_message_does_not_break_it():
+    label = "a\nb\x00\ufeff" + "x" * 5000
+    message = str(errors.DataError(f"labels.csv, line 3: label '{label}' is no class; correct it"))
+    assert message.startswith(r"labels.csv, line 3: label 'a\nb\x00\ufeffx")
+    assert message.endswith("x' is no class; correct it")
+    assert len(message) <= errors.MOST_LETTERS
+    assert message.isprintable()
+    assert str(errors.ConfigError("two\nlines\x00")) == "two\nlines\\x00"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +17,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from spidask.errors import DataError
+from spidask.io.arrays import find_array, read_array
+from spidask.io.layout import MOST_PIXELS
 from spidask.io.stack import EVENT_IDS, fill_value
 from spidask.schema import annotate
 
@@ -221,12 +224,11 @@ def read_cxi(path: str | Path) -> xr.Dataset:
         If the file cannot be read or lacks something.
     """
     try:
-        with h5py.File(path, "r") as file:
-            return _read(file)
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(
-            f"{path}: is no CXI file of a selection: {' '.join(str(error).split())}", path=str(path)
-        ) from None
+        with h5py.File(path, "r", locking=False) as file:
+            return _read(file, str(path))
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, DataError) as error:
+        why = " ".join(str(error).split()).removeprefix(f"{path}: ")
+        raise DataError(f"{path}: is no CXI file of a selection: {why}", path=str(path)) from None
 
 
 def _write_setup(file: h5py.File, setup: Setup) -> None:
@@ -258,7 +260,8 @@ def _write_frames(file: h5py.File, frames: xr.Dataset) -> None:
     file[f"{DETECTOR}/score"] = frames["score"].values
     present = [tag for tag in TAGS if tag in frames.variables]
     rows = [frames[tag].values.astype(np.int8) for tag in present]
-    tags = file.create_dataset(f"{DETECTOR}/tags", data=np.array(rows).reshape(len(present), -1))
+    shape = (len(present), len(names))
+    tags = file.create_dataset(f"{DETECTOR}/tags", data=np.array(rows, np.int8).reshape(shape))
     tags.attrs["headings"] = present
 
 
@@ -278,28 +281,51 @@ def _write_links(file: h5py.File) -> None:
     file["entry_1/data_1/data"] = h5py.SoftLink(f"/{DETECTOR}/data")
 
 
-def _read(file: h5py.File) -> xr.Dataset:
-    detector, entry = file[DETECTOR], file["entry_1"]
-    patterns = detector["data"][()].astype(np.float32)
-    patterns[np.broadcast_to(detector["mask"][()] != 0, patterns.shape)] = np.nan
-    runs, codes = np.unique(entry["run"].asstr()[()], return_inverse=True)
-    frame = {"run": codes.astype(np.int32), "score": detector["score"][()]}
-    frame |= {name: entry[name][()] for name in NUMBERS if name in entry}
-    tags = detector["tags"]
-    headings = map(str, tags.attrs["headings"])
-    frame |= {tag: row.astype(bool) for tag, row in zip(headings, tags[()], strict=True)}
-    column, row, _ = map(float, entry["image_1/image_center"][()])
+def _read(file: h5py.File, path: str) -> xr.Dataset:
+    def read(name: str) -> npt.NDArray[Any]:
+        return read_array(file, name, path)
+
+    def read_texts(name: str) -> npt.NDArray[np.str_]:
+        texts = np.ravel(read(name)).tolist()
+        return np.array([t.decode() if isinstance(t, bytes) else str(t) for t in texts], np.str_)
+
+    names = read_texts("entry_1/run")
+    runs, codes = np.unique(names, return_inverse=True)
+    frame = {"run": codes.astype(np.int32), "score": read(f"{DETECTOR}/score")}
+    frame |= {name: read(f"entry_1/{name}") for name in NUMBERS if f"entry_1/{name}" in file}
+    headings = map(str, file[f"{DETECTOR}/tags"].attrs["headings"])
+    tags = zip(headings, read(f"{DETECTOR}/tags"), strict=True)
+    frame |= {tag: row.astype(bool) for tag, row in tags}
+    column, row, _ = map(float, read("entry_1/image_1/image_center"))
     setup = Setup(
-        photon_energy=float(entry["instrument_1/source_1/energy"][()] / EV_IN_JOULE),
-        distance=float(detector["distance"][()]),
-        pixel_size=float(detector["x_pixel_size"][()]),
+        photon_energy=float(read("entry_1/instrument_1/source_1/energy") / EV_IN_JOULE),
+        distance=float(read(f"{DETECTOR}/distance")),
+        pixel_size=float(read(f"{DETECTOR}/x_pixel_size")),
         beam_centre=(row, column),
     )
-    provenance = {name: text.asstr()[()] for name, text in entry["process_1"].items()}
+    process = file["entry_1/process_1"]
+    provenance = {name: "".join(read_texts(f"entry_1/process_1/{name}")) for name in process}
     return annotate(
         xr.Dataset(
             {name: ("frame", values) for name, values in frame.items()}
-            | {"patterns": (("frame", "y", "x"), patterns), "run_name": ("run_code", runs)},
+            | {
+                "patterns": (("frame", "y", "x"), _read_patterns(file, len(names))),
+                "run_name": ("run_code", runs),
+            },
             attrs={"setup": asdict(setup), "provenance": provenance},
         )
     )
+
+
+def _read_patterns(file: h5py.File, n_frames: int) -> npt.NDArray[np.float32]:
+    data, mask = (find_array(file, f"{DETECTOR}/{name}") for name in ("data", "mask"))
+    if data is None or mask is None or {data.dtype.kind, mask.dtype.kind} - set("iuf"):
+        raise ValueError("holds no data and mask of numbers")
+    shape = data.shape
+    if len(shape) != 3 or shape[0] != n_frames or mask.shape not in (shape, shape[1:]):
+        raise ValueError(f"data and mask of shapes {shape}, {mask.shape} for {n_frames} frames")
+    if math.prod(shape[1:]) > MOST_PIXELS:
+        raise ValueError(f"patterns of {shape[1:]} pixels")
+    patterns = np.asarray(data[()]).astype(np.float32)
+    patterns[np.broadcast_to(np.asarray(mask[()]) != 0, shape)] = np.nan
+    return patterns

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import h5py
 import hdf5plugin  # noqa: F401  (registers the compression filters)
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from spidask.errors import DataError
 from spidask.frames.geometry import momentum_transfer, polarization, solid_angle
+from spidask.io.arrays import read_array
 
 
 @dataclass(frozen=True)
@@ -128,16 +130,26 @@ def read_detector(path: str | Path) -> Detector:
         If it is no such file or its arrays differ in length.
     """
     try:
-        with h5py.File(path, "r") as file:
-            values = {field.name: file[field.name][()] for field in fields(Detector)}
-    except (OSError, KeyError) as error:
+        with h5py.File(path, "r", locking=False) as file:
+            values = {f.name: read_array(file, f.name, str(path)) for f in fields(Detector)}
+    except (OSError, RuntimeError, ValueError, TypeError, DataError) as error:
+        why = " ".join(str(error).split()).removeprefix(f"{path}: ")
         raise DataError(
-            f"{path}: is no detector file of Dragonfly: {error}", path=str(path)
+            f"{path}: is no detector file of Dragonfly: {why}", path=str(path)
         ) from None
-    shapes = {np.shape(values[name]) for name in ("qx", "qy", "qz", "corr", "mask")}
+    shapes = {values[name].shape for name in ("qx", "qy", "qz", "corr", "mask")}
     if len(shapes) != 1:
         raise DataError(f"{path}: arrays of different lengths {sorted(shapes)}", path=str(path))
-    return Detector(**values)
+    for name, array in values.items():
+        is_number = name in ("detd", "ewald_rad")
+        if array.dtype.kind not in "iuf" or array.ndim != (0 if is_number else 1):
+            raise DataError(
+                f"{path}: {name} is {array.dtype} of shape {array.shape}, expected "
+                f"{'one number' if is_number else 'one number for each pixel'}",
+                path=str(path),
+            )
+    known: dict[str, Any] = {name: array[()] for name, array in values.items()}
+    return Detector(**known)
 
 
 def write_blacklist(path: str | Path, excluded: npt.NDArray[np.bool_]) -> None:

@@ -21,6 +21,8 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from spidask.errors import DataError
+from spidask.io.arrays import claims_too_much, find_array
+from spidask.io.layout import MOST_FRAMES
 
 MISSING = -1
 """Value in a block of photons for a pixel that holds no number in this frame."""
@@ -144,10 +146,10 @@ def read_photons(
     """
     try:
         if h5py.is_hdf5(path):
-            with h5py.File(path, "r") as file:
+            with h5py.File(path, "r", locking=False) as file:
                 return _read_sparse_hdf5(file, slice(None) if frames is None else frames)
         photons = _read_binary(Path(path))
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, DataError) as error:
         raise DataError(
             f"{path}: holds no photons of Dragonfly: {' '.join(str(error).split())}", path=str(path)
         ) from None
@@ -226,11 +228,10 @@ def _scratch(beside: Path) -> Iterator[BinaryIO]:
 def _read_sparse_hdf5(
     file: h5py.File, frames: slice | npt.NDArray[np.integer[Any]]
 ) -> sp.csr_array:
-    n_pixels = int(np.prod(file["num_pix"][()]))
-    lengths = {name: file[name].shape for name in PARTS}
-    if len(set(lengths.values())) != 1:
-        raise ValueError(f"lists of different lengths {lengths}")
-    ones, multi, counts = (list(file[name][frames]) for name in PARTS)
+    lists, n_pixels = open_lists(file)
+    if any(claims_too_much(part, slice(None)) for part in lists.values()):
+        raise ValueError("a list that claims to be longer than the file")
+    ones, multi, counts = (list(lists[name][frames]) for name in PARTS)
     if any(len(m) != len(c) for m, c in zip(multi, counts, strict=True)):
         raise ValueError("place_multi and count_multi differ in length")
     nothing = np.empty(0, np.int32)
@@ -242,6 +243,45 @@ def _read_sparse_hdf5(
         np.concatenate([*counts, nothing]),
         n_pixels,
     )
+
+
+def open_lists(file: h5py.File) -> tuple[dict[str, h5py.Dataset], int]:
+    """Open the lists of photons in an HDF5 file.
+
+    Parameters
+    ----------
+    file : h5py.File
+        The open file.
+
+    Returns
+    -------
+    lists : dict
+        `PARTS`, and ``place_missing`` where it is there, to an array of lists for each frame.
+    n_pixels : int
+        Pixels of a frame.
+
+    Raises
+    ------
+    ValueError
+        If one is missing or none of lists of integers, they differ in length, or the number of
+        pixels is none.
+    """
+    lists = {name: find_array(file, name) for name in (*PARTS, "place_missing")}
+    if lists["place_missing"] is None and "place_missing" not in file:
+        del lists["place_missing"]
+    found: dict[str, h5py.Dataset] = {}
+    for name, array in lists.items():
+        base = None if array is None else h5py.check_vlen_dtype(array.dtype)
+        if array is None or array.ndim != 1 or base is None or np.dtype(base).kind not in "iu":
+            raise ValueError(f"'{name}' is no array of lists of integers")
+        found[name] = array
+    lengths = {len(array) for array in found.values()}
+    if len(lengths) != 1 or max(lengths) > MOST_FRAMES:
+        raise ValueError(f"lists of {sorted(lengths)} frames")
+    n_pixels = find_array(file, "num_pix")
+    if n_pixels is None or n_pixels.dtype.kind not in "iu" or n_pixels.shape not in ((), (1,)):
+        raise ValueError("'num_pix' is no whole number")
+    return found, int(np.prod(n_pixels[()]))
 
 
 def _read_binary(path: Path) -> sp.csr_array:

@@ -12,10 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from spidask.errors import ConfigError, DataError
+from spidask.io.arrays import find_array
 from spidask.io.layout import ANYTHING, FileLayout, refuse_unfitting
 from spidask.io.modules import Layout, find_faults
 from spidask.io.stack import StackInfo
@@ -206,10 +208,23 @@ def _open_files(path: str) -> tuple[list[Any], list[str]]:
     opened, unreadable = [], []
     for name in _files(path):
         try:
+            _refuse_unsound(name)
             opened.append(FileAccess(name))
         except Exception as error:  # whatever a damaged file makes h5py or extra-data raise
             unreadable.append(_say(name, error))
     return opened, unreadable
+
+
+def _refuse_unsound(path: str) -> None:
+    """Refuse a file that extra-data could not read, before it does."""
+    with h5py.File(path, "r", driver="stdio", locking=False) as file:
+        for place in ("INDEX", "METADATA"):
+            names: list[str] = []
+            group = file.get(place)
+            if isinstance(group, h5py.Group):
+                group.visit(names.append)
+            for name in names:
+                find_array(group, name)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from xarray.core import indexing
 
 from spidask.config import Events
 from spidask.errors import ConfigError, DataError
+from spidask.io.arrays import find_array, read_array
 from spidask.io.files import natural_key
-from spidask.io.layout import read_whole
 from spidask.io.stack import EVENT_IDS, MISSING_ID, find_event_ids, read_event_ids
 from spidask.io.stretches import Energies, EventIds
 
@@ -160,7 +160,7 @@ def _read_columns(file: h5py.File, path: str, settings: Events) -> dict[str, NDA
             path=path,
         )
     read: dict[str, NDArray[Any]] = {
-        name: read_event_ids({p: read_whole(file[p], path) for p in places}, slice(None))
+        name: read_event_ids({p: read_array(file, p, path) for p in places}, slice(None))
         for name, places in ids.items()
     }
     n_events = len(read["timestamp"])
@@ -168,7 +168,7 @@ def _read_columns(file: h5py.File, path: str, settings: Events) -> dict[str, NDA
         given = getattr(settings, name)
         places = [p for p in ([given] if given else usual) if _is_column(file, p, n_events)]
         if places:
-            read[name] = _clean(read_whole(file[places[0]], path))
+            read[name] = _clean(read_array(file, places[0], path))
         elif given:
             raise DataError(
                 f"{path}: has no '{given}' with one number for each of {n_events} events; "
@@ -199,9 +199,8 @@ def find_ids(
     """
 
     def describe(name: str) -> tuple[tuple[int, ...], str] | None:
-        item = file.get(name)
-        is_array = isinstance(item, h5py.Dataset) and item.shape is not None
-        return (item.shape, item.dtype.kind) if is_array else None
+        item = find_array(file, name)
+        return None if item is None else (item.shape, item.dtype.kind)
 
     if n_frames is not None:
         return find_event_ids("", n_frames, describe)
@@ -216,9 +215,8 @@ def find_ids(
 
 
 def _is_column(file: h5py.File, name: str, n_events: int) -> bool:
-    item = file.get(name)
-    is_array = isinstance(item, h5py.Dataset) and item.shape == (n_events,)
-    return is_array and item.dtype.kind in "iuf"
+    item = find_array(file, name)
+    return item is not None and item.shape == (n_events,) and item.dtype.kind in "iuf"
 
 
 def _clean(values: NDArray[Any]) -> NDArray[np.float64]:

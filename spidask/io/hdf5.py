@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spidask.errors import DataError
+from spidask.io.arrays import find_array
 from spidask.io.direct import DirectReader, open_direct
 from spidask.io.layout import ALL_BITS, ANYTHING, FileLayout, find_stack, refuse_unfitting
 from spidask.io.modules import Layout, ModulesReader
@@ -182,7 +183,7 @@ def open_frames(path: str, dataset: str) -> h5py.Dataset | DirectReader:
 def _telling(path: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, DataError) as error:
         raise DataError(
             f"{path} cannot be opened any more: {' '.join(str(error).split())}; "
             "put it back or open the runs again",
@@ -215,7 +216,10 @@ def _open(path: str, dataset: str, size: int, mtime_ns: int) -> h5py.Dataset:
     # Size and time are in the key so that a rewritten file is opened anew. HDF5 closes the file
     # when its last dataset is dropped, so one that another thread still reads stays open.
     del size, mtime_ns
-    return _open_file(path)[dataset]
+    array = find_array(_open_file(path), dataset)
+    if array is None:
+        raise KeyError(f"it has no array '{dataset}'")
+    return array
 
 
 @lru_cache(maxsize=N_OPEN)
@@ -232,8 +236,8 @@ def _open_file(path: str) -> h5py.File:
 
 def _find(file: h5py.File, dataset: str) -> tuple[h5py.Dataset, str]:
     for place in (dataset, find_stack(file, dataset)):
-        array = file.get(place) if place else None
-        if isinstance(array, h5py.Dataset) and array.shape is not None:
+        array = find_array(file, place) if place else None
+        if array is not None:
             return array, place
     stacks = _list_stacks(file)
     there = f"it holds {', '.join(stacks)}" if stacks else "it holds no stack of frames at all"
@@ -253,10 +257,8 @@ def _list_stacks(file: h5py.File) -> list[str]:
 
 
 def _describe(file: h5py.File, name: str) -> tuple[tuple[int, ...], str] | None:
-    item = file.get(name)
-    if not isinstance(item, h5py.Dataset) or item.shape is None:
-        return None
-    return item.shape, item.dtype.kind
+    item = find_array(file, name)
+    return None if item is None else (item.shape, item.dtype.kind)
 
 
 def refuse_missing_filters(array: h5py.Dataset) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spidask.errors import DataError
+from spidask.io.arrays import read_whole
 from spidask.io.files import natural_key
 from spidask.io.hdf5 import open_hdf5
-from spidask.io.layout import read_whole
 from spidask.io.stack import UNDECODABLE
 from spidask.io.zarr import is_zarr, open_zarr
 

@@ -18,12 +18,14 @@ import pandas as pd
 
 from spidask.config import Labels
 from spidask.errors import DataError
+from spidask.io.arrays import find_array, read_array, read_whole
 from spidask.io.events import MISSING_INTEGER, find_ids
 from spidask.io.identity import name_runs
-from spidask.io.layout import find_arrays, read_whole
+from spidask.io.layout import find_arrays
 from spidask.io.maps import split_location
 from spidask.io.stack import read_event_ids
 from spidask.io.tables import COLUMNS, read_selection_csv
+from spidask.io.text_tables import read_text_table, whole_numbers
 from spidask.schema import CLASSES
 
 USUAL_TAGS = ("entry_*/instrument_*/detector_*/tags", "entry_*/image_*/tags")
@@ -125,7 +127,7 @@ def read_letters(path: str, settings: Labels) -> pd.DataFrame:
     if settings.run is not None:
         table = pd.DataFrame({"run": settings.run, "index": range(len(letters))}, dtype=object)
     elif beside.is_file():
-        table = pd.read_csv(beside, dtype={"run": str})
+        table = _read_frames(str(beside))
     else:
         raise DataError(
             f"{path}: holds letters of frames, but not of which run; set labels.run", path=path
@@ -138,8 +140,16 @@ def read_letters(path: str, settings: Labels) -> pd.DataFrame:
         )
     table = table[["run", "index"]].assign(label=letters)
     table.index += 1
-    table = table[table["label"] != ""].astype({"run": str, "index": np.int64})
+    table = table[table["label"] != ""]
     return translate(table, path, "line", settings.letters, "labels.letters")
+
+
+def _read_frames(path: str) -> pd.DataFrame:
+    """Read the frames that letters are of, and the places that these have in their runs."""
+    table = read_text_table(path)
+    if not {"run", "index"} <= set(table):
+        raise DataError(f"{path}: has no columns run and index; set labels.run", path=path)
+    return table.assign(index=whole_numbers(table["index"], path)).reset_index(drop=True)
 
 
 def name_events(table: pd.DataFrame, path: str, settings: Labels) -> pd.DataFrame:
@@ -227,8 +237,8 @@ def read_hdf5(path: str, settings: Labels) -> pd.DataFrame:
     try:
         with h5py.File(name, "r", locking=False) as file:
             place = dataset or _find_tags(file, name)
-            array = file.get(place)
-            if not isinstance(array, h5py.Dataset) or array.ndim not in (1, 2):
+            array = find_array(file, place)
+            if array is None or array.ndim not in (1, 2):
                 raise DataError(
                     f"{name}: has no list of codes or tags '{place}'; give file.h5:dataset",
                     path=name,
@@ -303,12 +313,12 @@ def _identify(
     if settings.run is not None:
         return {"run": np.full(n_frames, settings.run), "index": index}
     entry = place.split("/")[0]
-    run, position = file.get(f"{entry}/run"), file.get(f"{entry}/index")
-    if all(isinstance(a, h5py.Dataset) and a.shape == (n_frames,) for a in (run, position)):
+    run, position = (find_array(file, f"{entry}/{name}") for name in ("run", "index"))
+    if all(array is not None and array.shape == (n_frames,) for array in (run, position)):
         runs, places = read_whole(run, path), read_whole(position, path)
         return {"run": name_runs(runs), "index": places.astype(np.int64)}
     ids = {
-        name: read_event_ids({p: read_whole(file[p], path) for p in parts}, slice(None))
+        name: read_event_ids({p: read_array(file, p, path) for p in parts}, slice(None))
         for name, parts in find_ids(file, n_frames=n_frames).items()
     }
     for names in NAMED_BY:

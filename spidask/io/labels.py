@@ -14,6 +14,7 @@ from spidask.config import Labels
 from spidask.errors import DataError
 from spidask.io import label_sources
 from spidask.io.maps import split_location
+from spidask.io.text_tables import read_text_table, whole_numbers
 
 IDENTITIES = (
     ("run", "index"),
@@ -229,15 +230,7 @@ def _read_one(path: str, settings: Labels) -> pd.DataFrame:
 
 
 def _read_csv(path: str, settings: Labels) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: is no CSV table: {' '.join(str(error).split())}") from None
-    if not isinstance(table.index, pd.RangeIndex):
-        # pandas takes what the header does not name for an index, and shifts the columns.
-        raise DataError(f"{path}: a row has more fields than the header; correct it", path=path)
-    table.index += 2
-    table.columns = [str(name).strip() for name in table.columns]
+    table = read_text_table(path)
     if {"exp", "run", "event_num", "label"} <= set(table.columns):
         table = label_sources.name_events(table, path, settings)
     identity = _identity(table.columns, path)
@@ -251,7 +244,7 @@ def _read_csv(path: str, settings: Labels) -> pd.DataFrame:
     table = table[(table != "").any(axis=1)]
     for name in identity:
         if name != "run":
-            table[name] = _whole_numbers(table[name], path)
+            table[name] = whole_numbers(table[name], path)
     if boxes:
         table[boxes] = _read_boxes(table[boxes], path)
     return label_sources.translate(table, path, "line", settings.codes, "labels.codes")
@@ -266,20 +259,6 @@ def _identity(columns: pd.Index, path: str | None = None) -> tuple[str, ...]:
         "run,index,label (or trainId,pulseId,label or timestamp,label, or exp,run,event_num,label)",
         path=path,
     )
-
-
-def _whole_numbers(column: pd.Series[str], path: str) -> pd.Series[int]:
-    largest = str(np.iinfo(np.int64).max)
-    fits = column.str.fullmatch(r"[0-9]{1,19}") & (column.str.zfill(19) <= largest)
-    wrong = column[~fits]
-    if len(wrong):
-        line = wrong.index[0]
-        raise DataError(
-            f"{path}, line {line}: {column.name} '{wrong.iloc[0]}' is no whole number from 0 on",
-            path=path,
-            line=int(line),
-        )
-    return column.astype(np.int64)
 
 
 def _read_boxes(columns: pd.DataFrame, path: str) -> pd.DataFrame:

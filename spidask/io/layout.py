@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from spidask.errors import DataError
 
@@ -26,8 +23,11 @@ USUAL_STACKS = (
 """Places of frames that are looked at in this order where the default is not there: CXI 1.5,
 psocake (photons before ADU), CXIDB 58."""
 
-MOST_NUMBERS = 100_000_000
-"""More are no list of events: 12 million frames are a long beamtime."""
+MOST_FRAMES = 20_000_000
+"""Of a file: 12 million frames are a long beamtime."""
+
+MOST_PIXELS = 2**25
+"""Of a frame: the largest detectors have 18 million."""
 
 PHOTONS = "place_ones"
 """First of the lists in which Dragonfly keeps photons; stands for the dataset of such files."""
@@ -161,33 +161,24 @@ def _names(group: Any) -> list[str]:
     )
 
 
-def read_whole(array: Any, path: str) -> NDArray[Any]:
-    """Read an array with a number for each event into memory.
+def refuse_absurd(shape: Sequence[int]) -> None:
+    """Refuse a stack of frames that no detector and no beamtime gives, before memory is taken.
 
     Parameters
     ----------
-    array : h5py.Dataset or zarr.Array
-        The open array.
-    path : str
-        Its file, for the message.
-
-    Returns
-    -------
-    numpy.ndarray
-        All of it.
+    shape : sequence of int
+        Number of frames, rows and columns.
 
     Raises
     ------
     DataError
-        If its header claims more than any beamtime has.
+        If it claims more than `MOST_FRAMES` or `MOST_PIXELS`.
     """
-    if math.prod(array.shape) > MOST_NUMBERS:
+    if shape[0] > MOST_FRAMES or math.prod(shape[1:]) > MOST_PIXELS:
         raise DataError(
-            f"{path}: {array.name} claims the shape {array.shape}, more than {MOST_NUMBERS} "
-            "numbers; transfer the file again",
-            path=path,
+            f"claims the shape {tuple(shape)}, more than {MOST_FRAMES} frames or {MOST_PIXELS} "
+            "pixels of one; transfer it again"
         )
-    return np.asarray(array[()])
 
 
 def find_energies(dataset: str, n_frames: int, describe: Describe) -> dict[str, list[Any]]:
@@ -240,7 +231,7 @@ def refuse_unfitting(layout: FileLayout, shape: tuple[int, ...], describe: Descr
     """
     if layout.mask is not None:
         found = describe(layout.mask)
-        if not found or found[0] not in (shape, shape[1:]):
+        if not found or found[0] not in (shape, shape[1:]) or found[1] not in "biuf":
             raise DataError(
                 f"{_say_array('mask', layout.mask, found)}, expected {shape[1:]} or {shape}; "
                 "set runs.mask"

@@ -16,9 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spidask.errors import DataError
+from spidask.io.arrays import find_array
 
 FRAMES_AT_ONCE = 16
 """Frames of a stack that are in memory while its mean is taken."""
+
+MOST_IN_STACK = 1_000_000
+"""Frames of a stack: two hours of the fastest pnCCD."""
 
 Region = tuple[int, int, int, int]
 """First row, row after the last, first column, column after the last."""
@@ -144,7 +148,7 @@ def check_map(
     """
     modified(location, what)
     with _opened(location, what) as data:
-        _refuse_shape(data.shape, shape or data.shape[-2:], location, what, stack)
+        _refuse_unfit(data, shape or data.shape[-2:], location, what, stack)
 
 
 def split_location(location: str) -> tuple[str, str | None]:
@@ -191,7 +195,7 @@ def holds_array(path: str, dataset: str) -> bool:
     try:
         with h5py.File(path, "r", locking=False) as file:
             return isinstance(file.get(dataset), h5py.Dataset)
-    except (OSError, RuntimeError, KeyError):
+    except (OSError, RuntimeError, KeyError, ValueError):
         return False
 
 
@@ -217,15 +221,17 @@ def _load_map(
 ) -> NDArray[Any]:
     y0, y1, x0, x1 = region
     with _opened(location, what) as data:
-        _refuse_shape(data.shape, shape, location, what, stack)
+        _refuse_unfit(data, shape, location, what, stack)
         try:
             cut = (slice(y0, y1), slice(x0, x1))
             if _is_flat(data.shape, shape):
                 values = np.reshape(data[()], shape)[cut]
             else:
                 values = data[cut] if data.ndim == 2 else _mean(data, *cut)
-        except OSError as error:
-            raise DataError(f"{what} {location}: cannot be read: {error}", path=location) from None
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            raise DataError(
+                f"{what} {location}: cannot be read: {' '.join(str(error).split())}", path=location
+            ) from None
     # The cache hands the same array to everybody.
     values = np.array(values)
     values.setflags(write=False)
@@ -248,13 +254,15 @@ def _opened(location: str, what: str) -> Iterator[h5py.Dataset | NDArray[Any]]:
     if path.endswith(".npy"):
         try:
             data = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{what} {path}: is no NumPy file: {error}", path=path) from None
+        except Exception as error:  # NumPy parses the header as Python
+            raise DataError(
+                f"{what} {path}: is no NumPy file: {' '.join(str(error).split())}", path=path
+            ) from None
         yield data
         return
     try:
         file = h5py.File(path, "r")
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         raise DataError(
             f"{what} {path}: cannot be opened as HDF5: {' '.join(str(error).split())}; "
             "expected 'file.h5:dataset' or 'file.npy'",
@@ -266,10 +274,19 @@ def _opened(location: str, what: str) -> Iterator[h5py.Dataset | NDArray[Any]]:
 
 def _dataset(file: h5py.File, path: str, dataset: str | None, what: str) -> h5py.Dataset:
     names: list[str] = []
-    file.visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
+    try:
+        file.visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
+    except RuntimeError as error:
+        raise DataError(
+            f"{what} {path}: is damaged: {' '.join(str(error).split())}; transfer it again",
+            path=path,
+        ) from None
     name = dataset or (names[0] if len(names) == 1 else None)
-    found = file.get(name) if name else None
-    if isinstance(found, h5py.Dataset):
+    try:
+        found = find_array(file, name) if name else None
+    except DataError as error:
+        raise DataError(f"{what} {path}: {error}", path=path) from None
+    if found is not None:
         return found
     known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     wanted = f"has no dataset '{dataset}'" if dataset else "holds several datasets"
@@ -289,13 +306,24 @@ def _is_flat(found: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     return len(found) == 3 and (found[0] * found[1], found[2]) == shape and found[1:] != shape
 
 
-def _refuse_shape(
-    found: tuple[int, ...], shape: tuple[int, ...], location: str, what: str, stack: bool
+def _refuse_unfit(
+    data: h5py.Dataset | NDArray[Any],
+    shape: tuple[int, ...],
+    location: str,
+    what: str,
+    stack: bool,
 ) -> None:
+    found = data.shape
+    if data.dtype.kind not in "biuf":
+        raise DataError(
+            f"{what} {location}: holds {data.dtype}, expected numbers; give this detector's map",
+            path=location,
+        )
     if _is_flat(found, shape):
         return
     allowed = (2, 3) if stack else (2,)
-    if len(found) not in allowed or found[-2:] != shape or 0 in found:
+    too_many = len(found) == 3 and found[0] > MOST_IN_STACK
+    if len(found) not in allowed or found[-2:] != shape or 0 in found or too_many:
         form = f"{shape}, or a stack of such frames" if stack else f"{shape}"
         raise DataError(
             f"{what} {location}: has shape {found}, expected {form}; give this detector's map",

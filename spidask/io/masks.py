@@ -42,12 +42,30 @@ def hide_pixels(
     if tuple(mask.shape[-2:]) != shape:
         # Such frames were filled already.
         return
-    (y_read, y_rest), (x_read, x_rest) = enclose(y, shape[0]), enclose(x, shape[1])
-    frames = (rows,) if len(mask.shape) == 3 else ()
+    frames = range(rows.start, rows.stop) if len(mask.shape) == 3 else None
     try:
-        values = np.asarray(mask[(*frames, y_read, x_read)])
+        _hide(block, mask, rows if frames else None, y, x, layout, shape)
     except UNDECODABLE:
-        block[...] = np.nan
-        return
+        if frames is None:
+            block[...] = np.nan
+            return
+        for part, row in zip(block, frames, strict=True):
+            try:
+                _hide(part, mask, row, y, x, layout, shape)
+            except UNDECODABLE:
+                part[...] = np.nan
+
+
+def _hide(
+    block: NDArray[Any],
+    mask: Source,
+    rows: slice | int | None,
+    y: Any,
+    x: Any,
+    layout: FileLayout,
+    shape: tuple[int, int],
+) -> None:
+    (y_read, y_rest), (x_read, x_rest) = enclose(y, shape[0]), enclose(x, shape[1])
+    values = np.asarray(mask[(y_read, x_read) if rows is None else (rows, y_read, x_read)])
     usable = usable_pixels(values, layout.mask_good)[(..., y_rest, x_rest)]
     block[np.broadcast_to(~usable, block.shape)] = np.nan

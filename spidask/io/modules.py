@@ -195,6 +195,24 @@ class ModulesReader:
         return read_frames(source, (rows, y, x), shape, self.dtype, piece.path)
 
 
+def fits_mask(mask: Any, data: Any) -> bool:
+    """Tell whether an array can be the mask of another.
+
+    Parameters
+    ----------
+    mask : array
+        Perhaps a mask, on disk.
+    data : array
+        Frames of modules, on disk.
+
+    Returns
+    -------
+    bool
+        True for integers of the data's shape, or several of them for each pixel.
+    """
+    return mask.dtype.kind in "iu" and tuple(mask.shape[: data.ndim]) == tuple(data.shape)
+
+
 def find_faults(n_frames: int, modules: tuple[list[Piece], ...]) -> dict[str, Any]:
     """Count what is missing of a detector.
 
@@ -232,7 +250,7 @@ TOLD = {
     "unordered_trains": "{} trains come after a later one",
     "lost_rows": "{} rows of a module are in the index and not in the data",
     "other_cells": "{} frames have another cellId in another module",
-    "odd_masks": "{} masks have another shape than their data and are not used",
+    "odd_masks": "{} masks have another shape than their data, or no integers, and are not used",
     "unreadable_files": "not read: {}",
 }
 """What faults are, in words."""

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spidask.errors import DataError
+from spidask.io.arrays import claims_too_much
 from spidask.io.dragonfly import read_detector
-from spidask.io.emc import HEADER_BYTES, KINDS, PARTS
+from spidask.io.emc import HEADER_BYTES, KINDS, PARTS, open_lists
 from spidask.io.hdf5 import N_OPEN, open_hdf5
 from spidask.io.layout import PHOTONS, FileLayout
 from spidask.io.stack import StackInfo, fill_value, read_frames
@@ -185,18 +186,19 @@ class _Hdf5:
 
     def __init__(self, path: str, frame: tuple[int, int]) -> None:
         self.path = path
-        self.lists = [open_hdf5(path, name) for name in PARTS]
-        n_pixels = int(np.prod(open_hdf5(path, "num_pix")[()]))
+        self.lists, n_pixels = open_lists(open_hdf5(path, PHOTONS).file)
         # Frames of another size are filled, as those of any file whose frames have another shape.
         fits = n_pixels == frame[0] * frame[1]
-        self.shape = (len(self.lists[0]), *(frame if fits else (1, n_pixels)))
+        self.shape = (len(self.lists[PHOTONS]), *(frame if fits else (1, n_pixels)))
 
     def __getitem__(self, key: tuple[slice, slice, slice]) -> NDArray[Any]:
         rows, y, x = key
-        ones, multi, counts = (part[rows] for part in self.lists)
+        if any(claims_too_much(part, rows) for part in self.lists.values()):
+            raise ValueError("a list that claims to be longer than the file")
+        ones, multi, counts = (self.lists[name][rows] for name in PARTS)
         out = _spread(*_join(ones, multi, counts), self.shape, (y, x))
-        if MISSING in open_hdf5(self.path, PHOTONS).file:
-            missing = list(open_hdf5(self.path, MISSING)[rows])
+        if MISSING in self.lists:
+            missing = list(self.lists[MISSING][rows])
             hidden = _spread(missing, [np.ones(len(m), bool) for m in missing], self.shape, (y, x))
             out = np.where(hidden, np.float32(fill_value(np.dtype("f4"))), out.astype(np.float32))
         return out
@@ -286,12 +288,8 @@ def _read_header(path: str) -> tuple[int, int, int] | None:
 
 def _describe_hdf5(path: str) -> tuple[int, int, str]:
     with h5py.File(path, "r", driver="stdio", locking=False) as file:
-        lengths = {file[name].shape for name in PARTS}
-        if len(lengths) != 1:
-            raise ValueError(f"lists of different lengths {sorted(lengths)}")
-        ((n_frames,),) = lengths
-        dtype = "<f4" if MISSING in file else "<i4"
-        return n_frames, int(np.prod(file["num_pix"][()])), dtype
+        lists, n_pixels = open_lists(file)
+        return len(lists[PHOTONS]), n_pixels, "<f4" if MISSING in lists else "<i4"
 
 
 def _describe_binary(path: str) -> tuple[int, int, str]:

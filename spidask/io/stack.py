@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spidask.errors import DataError
-from spidask.io.layout import Describe, find_energies
+from spidask.io.layout import Describe, find_energies, refuse_absurd
 
 EVENT_IDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "trainId": (("trainId",),),
@@ -109,7 +109,8 @@ def describe_stack(
     Raises
     ------
     DataError
-        If the array has other than three dimensions, no frames, or does not hold numbers.
+        If the array has other than three dimensions, no frames or absurdly many, or does not
+        hold numbers.
     """
     if len(shape) != 3:
         raise DataError(
@@ -120,6 +121,7 @@ def describe_stack(
         raise DataError(
             f"holds {dtype}, expected integers or floats; set runs.dataset to the stack of frames"
         )
+    refuse_absurd(shape)
     if 0 in shape:
         raise DataError(f"holds no frames (shape {tuple(shape)}); leave the file out of runs.files")
     return StackInfo(

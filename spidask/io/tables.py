@@ -117,7 +117,7 @@ def read_selection_csv(path: str | Path) -> pd.DataFrame:
         table: pd.DataFrame = pyarrow.csv.read_csv(path, convert_options=options).to_pandas()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}", path=str(path)) from None
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+    except (pa.ArrowException, ValueError) as error:
         raise DataError(
             f"{path}: is no selection: {' '.join(str(error).split())}; expected the columns "
             f"{','.join(COLUMNS)}",

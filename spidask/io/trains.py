@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from spidask.errors import DataError
+from spidask.io.arrays import find_array
 from spidask.io.hdf5 import refuse_missing_filters
-from spidask.io.modules import Piece
+from spidask.io.modules import Piece, fits_mask
 
 IDS = ("trainId", "pulseId", "cellId")
 MOST_ROWS = 10_000_000
@@ -83,7 +83,9 @@ def read_rows(file: Any, source: str) -> Rows:
     """
     path = f"INSTRUMENT/{source}/image"
     group = file.file[path]
-    data: h5py.Dataset = group["data"]
+    data = find_array(group, "data")
+    if data is None:
+        raise DataError(f"has no array '{path}/data'")
     refuse_missing_filters(data)
     first, count = (np.asarray(a, np.int64) for a in file.get_index(source, "image"))
     there = np.clip(data.shape[0] - first, 0, count)
@@ -93,8 +95,8 @@ def read_rows(file: Any, source: str) -> Rows:
     train = np.asarray(file.train_ids, np.int64)
     end = int(row.max(initial=-1)) + 1
     ids = {n: np.asarray(group[n][:end], np.int64).reshape(-1)[row] for n in ("pulseId", "cellId")}
-    mask = group.get("mask")
-    use_mask = mask is not None and mask.shape[: data.ndim] == data.shape
+    mask = find_array(group, "mask")
+    use_mask = mask is not None and fits_mask(mask, data)
     return Rows(
         file.filename,
         f"{path}/data",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-from pathlib import Path
+from collections.abc import Mapping
 
 import h5py
 
 from spidask.errors import DataError
-from spidask.io.modules import Layout, Piece, find_faults
+from spidask.io.arrays import find_array, list_broken_sources
+from spidask.io.modules import Layout, Piece, find_faults, fits_mask
 
 MOST_MODULES = 128
 """More are no detector; images in colour have as many rows."""
@@ -43,10 +43,16 @@ def find_modules(path: str, array: h5py.Dataset) -> Layout:
             "such a stack"
         )
     n_frames, n_modules = array.shape[:2]
-    spans, lost = _mapped(path, array) if array.is_virtual else ({}, [])
-    mask = array.parent.get("mask")
-    if not (isinstance(mask, h5py.Dataset) and mask.shape[: array.ndim] == array.shape):
+    lost = list_broken_sources(array) if array.is_virtual else {}
+    spans = _mapped(array, lost) if array.is_virtual else {}
+    mask = find_array(array.parent, "mask")
+    is_odd = mask is not None and not fits_mask(mask, array)
+    if mask is None or is_odd:
         mask = None
+    elif mask.is_virtual:
+        broken = {k: v for k, v in list_broken_sources(mask).items() if k not in lost}
+        for name, why in broken.items():
+            raise DataError(f"has a virtual mask whose source {name} {why}; transfer that again")
     modules = []
     for module in range(n_modules):
         lead = (module, 0)[: array.ndim - 3]
@@ -59,7 +65,9 @@ def find_modules(path: str, array: h5py.Dataset) -> Layout:
         )
     faults = find_faults(n_frames, tuple(modules))
     if lost:
-        faults["unreadable_files"] = lost
+        faults["unreadable_files"] = [f"{name} {why}" for name, why in lost.items()]
+    if is_odd:
+        faults["odd_masks"] = 1
     return Layout(
         n_frames,
         (array.shape[-2], array.shape[-1]),
@@ -70,18 +78,13 @@ def find_modules(path: str, array: h5py.Dataset) -> Layout:
     )
 
 
-def _mapped(path: str, array: h5py.Dataset) -> tuple[dict[int, list[tuple[int, int]]], list[str]]:
-    """List the frames of each module that are mapped to files that are there, and files gone."""
+def _mapped(array: h5py.Dataset, lost: Mapping[str, str]) -> dict[int, list[tuple[int, int]]]:
+    """List the frames of each module that are mapped to files that can be read."""
     spans: dict[int, list[tuple[int, int]]] = {}
-    lost = []
-    sources = sorted(array.virtual_sources(), key=lambda source: str(source.file_name))
-    for name, parts in groupby(sources, key=lambda source: str(source.file_name)):
-        # A relative path is one from the virtual file's folder.
-        if name != "." and not Path(path).parent.joinpath(name).is_file():
-            lost.append(f"{name} is gone")
+    for part in array.virtual_sources():
+        if str(part.file_name) in lost:
             continue
-        for part in parts:
-            first, last = part.vspace.get_select_bounds()
-            for module in range(first[1], last[1] + 1):
-                spans.setdefault(module, []).append((int(first[0]), int(last[0]) + 1))
-    return spans, lost
+        first, last = part.vspace.get_select_bounds()
+        for module in range(first[1], last[1] + 1):
+            spans.setdefault(module, []).append((int(first[0]), int(last[0]) + 1))
+    return spans

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore, WrapperStore
 
 from spidask.errors import DataError
 from spidask.io.hdf5 import N_OPEN
@@ -107,8 +110,10 @@ def scan_zarr(path: str, dataset: str, layout: FileLayout = ANYTHING) -> StackIn
         )
         refuse_unfitting(layout, info.shape, lambda name: _describe(root, name))
         return info
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        text = " ".join(str(error).split())
+    except DataError:
+        raise
+    except Exception as error:  # whatever damaged metadata make zarr raise
+        text = " ".join(f"{type(error).__name__} {error}".split())
         raise DataError(f"is no readable Zarr: {text}; write or transfer it again") from error
 
 
@@ -186,7 +191,7 @@ def open_zarr(path: str, dataset: str) -> zarr.Array[Any]:
 def _open_both(path: str, dataset: str) -> tuple[zarr.Array[Any], Source]:
     try:
         return _open(path, dataset, *stat_zarr(path, dataset))
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever damaged metadata make zarr raise
         raise DataError(
             f"{path} cannot be opened any more: {error}; put it back or open the runs again",
             path=path,
@@ -197,20 +202,26 @@ def _open_both(path: str, dataset: str) -> tuple[zarr.Array[Any], Source]:
 def _open(path: str, dataset: str, size: int, mtime_ns: int) -> tuple[zarr.Array[Any], Source]:
     # Size and time are in the key so that a rewritten folder is opened anew.
     del size, mtime_ns
-    root = zarr.open(path, mode="r")
+    array = plain = _get(zarr.open(path, mode="r"), dataset)
+    if any(type(codec).__name__.startswith("Blosc") for codec in array.compressors):
+        plain = _get(zarr.open(_WholeChunks(LocalStore(path, read_only=True)), mode="r"), dataset)
+    # Other byte orders are none that zarrs can read.
+    if not find_spec("zarrs") or not array.dtype.isnative:
+        return plain, plain
+    from zarrs import ZarrsCodecPipeline
+
+    pipeline = ZarrsCodecPipeline.from_array_metadata_and_store(array.metadata, array.store)
+    # Zarr's own way is a setting of the whole process, and other threads open arrays meanwhile.
+    fast = zarr.open_array(array.store_path, mode="r")
+    object.__setattr__(fast.async_array, "codec_pipeline", pipeline)
+    return plain, _FastArray(plain, fast)
+
+
+def _get(root: zarr.Group | zarr.Array[Any], dataset: str) -> zarr.Array[Any]:
     array = root if isinstance(root, zarr.Array) else root.get(dataset)
     if not isinstance(array, zarr.Array):
         raise KeyError(dataset)
-    # Other byte orders are none that zarrs can read.
-    if not find_spec("zarrs") or not array.dtype.isnative:
-        return array, array
-    from zarrs import ZarrsCodecPipeline
-
-    fast = zarr.open_array(array.store_path, mode="r")
-    pipeline = ZarrsCodecPipeline.from_array_metadata_and_store(fast.metadata, fast.store)
-    # Zarr's own way is a setting of the whole process, and other threads open arrays meanwhile.
-    object.__setattr__(fast.async_array, "codec_pipeline", pipeline)
-    return array, _FastArray(array, fast)
+    return array
 
 
 @dataclass(frozen=True)
@@ -229,6 +240,25 @@ class _FastArray:
             return self.fast[key]
         except UNDECODABLE:
             return self.plain[key]
+
+
+class _WholeChunks(WrapperStore[LocalStore]):
+    """A folder whose cut off Blosc chunks are refused: Blosc reads on in memory behind them.
+
+    Source: https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst: four bytes, then
+    the numbers of bytes without compression, of a block, and of the chunk.
+    """
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        value = await super().get(key, prototype, byte_range)
+        is_chunk = not key.rpartition("/")[2].startswith((".z", "zarr.json"))
+        if value is not None and is_chunk and byte_range is None:
+            claimed = int.from_bytes(value[12:16].to_bytes(), "little")
+            if len(value) < max(claimed, 16):
+                raise ValueError(f"chunk {key} is cut off, {len(value)} bytes")
+        return value
 
 
 def _find(root: zarr.Group | zarr.Array[Any], dataset: str) -> tuple[zarr.Array[Any], str]:

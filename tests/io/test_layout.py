@@ -137,7 +137,8 @@ def test_a_file_without_its_mask_or_with_another_shape_is_told(tmp_path):
     assert "has shape (5, 6), expected (6, 5) or (2, 6, 5); set runs.mask" in second
 
 
-def test_frames_whose_mask_cannot_be_decoded_are_unreadable(tmp_path):
+@pytest.mark.parametrize("frames_per_block", [1, 3])
+def test_frames_whose_mask_cannot_be_decoded_are_unreadable(tmp_path, frames_per_block):
     with h5py.File(tmp_path / "r1.cxi", "w") as file:
         file[f"{DETECTOR}/data"] = stack(3)
         mask = np.zeros((3, 6, 5), "u4")
@@ -147,7 +148,7 @@ def test_frames_whose_mask_cannot_be_decoded_are_unreadable(tmp_path):
         file.seek(where.byte_offset)
         file.write(b"\xff" * where.size)
     layout = FileLayout(mask=f"{DETECTOR}/mask", mask_good="zero")
-    ds = open_runs(f"{tmp_path}/*.cxi", layout=layout, frames_per_block=1)
+    ds = open_runs(f"{tmp_path}/*.cxi", layout=layout, frames_per_block=frames_per_block)
     assert np.isnan(ds["frames"].values).all(axis=(1, 2)).tolist() == [False, True, False]
 
 

@@ -5,6 +5,7 @@ import pytest
 import zarr
 
 from spidask.errors import DataError
+from spidask.io.runs import open_runs
 from spidask.io.zarr import ZarrReader, _FastArray, _open_both, is_zarr, read_zarr_ids, scan_zarr
 
 DATASET = "entry_1/data_1/data"
@@ -100,3 +101,30 @@ def test_folders_without_a_stack_say_why(tmp_path):
     with pytest.raises(DataError, match="is no readable Zarr"):
         scan_zarr(path, DATASET)
     assert not is_zarr(str(tmp_path))
+
+
+@pytest.mark.parametrize("cut", [2, 40])
+def test_a_cut_off_blosc_chunk_is_unreadable(tmp_path, cut):
+    frames = np.random.default_rng(1).integers(0, 9, (6, 8, 5)).astype("u2")
+    root = zarr.open_group(tmp_path / "r1.zarr", mode="w", zarr_format=2)
+    array = root.create_array(DATASET, data=frames, chunks=(2, 8, 5))
+    assert "Blosc" in str(array.compressors)
+    chunk = tmp_path / "r1.zarr" / DATASET / "1.0.0"
+    chunk.write_bytes(chunk.read_bytes()[:-cut])
+    read = open_runs(str(tmp_path / "r1.zarr"))["frames"].values
+    assert (read[2:4] == 65535).all()
+    np.testing.assert_array_equal(read[[0, 1, 4, 5]], frames[[0, 1, 4, 5]])
+
+
+def test_absurd_metadata_are_refused(tmp_path):
+    write(tmp_path / "r1.zarr", 3)
+    metadata = tmp_path / "r1.zarr" / DATASET / "zarr.json"
+    whole = metadata.read_text()
+    for part, other in (
+        ('"level": 0', '"level": "x"'),
+        ('"shape": [', '"shape": [0, '),
+        ("{", "["),
+    ):
+        metadata.write_text(whole.replace(part, other, 1))
+        with pytest.raises(DataError, match=r"is no readable Zarr|has no array|dimensions"):
+            open_runs(str(tmp_path / "r1.zarr"))

@@ -1,0 +1,134 @@
+"""Damaged files of every format: each is refused clearly or read rightly, and a failure shows."""
+
+import copy
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+JOBS = Path(__file__).parents[2] / "jobs"
+CASES = 300
+
+
+@pytest.fixture(scope="module")
+def job():
+    """The job as a module."""
+    sys.path.insert(0, str(JOBS))
+    try:
+        import fuzz_readers
+    finally:
+        sys.path.remove(str(JOBS))
+    return fuzz_readers
+
+
+def test_damaged_files_are_refused_or_read_rightly():
+    command = [sys.executable, str(JOBS / "fuzz_readers.py"), "--cases", str(CASES)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = [line for line in done.stdout.splitlines() if re.search(r"\d$", line)]
+    counts = {line[:28].strip(): [int(n) for n in line[28:].split()] for line in table}
+    *rows, total = counts.values()
+    assert len(rows) == 35
+    assert np.sum(rows, axis=0).tolist() == total
+    refused, before, changed, filled, unjudged, failed, every = total
+    assert (every, failed) == (CASES, 0)
+    # The damage must show, and in every way.
+    assert refused > CASES / 4
+    assert before + changed > CASES / 4
+    assert filled > 0
+    assert unjudged < CASES / 50
+    assert f"{CASES} damaged files in" in done.stdout
+
+
+def test_every_end_of_a_child_is_told(job, tmp_path, monkeypatch):
+    children = sys.modules["fuzz.children"]
+
+    def end(work):
+        def steps():
+            yield "first"
+            yield work()
+
+        ended = job.run_in_child(steps, tmp_path / "log")
+        assert ended.values[0] == "first"
+        return ended
+
+    done = end(lambda: [1, 2])
+    assert (done.how, done.values[1], done.text) == ("done", [1, 2], "")
+    raised = end(lambda: 1 / 0)
+    assert raised.how == "exception"
+    assert "ZeroDivisionError" in raised.text
+    crashed = end(lambda: os.kill(os.getpid(), 11))
+    assert crashed.how == "signal"
+    assert crashed.text.startswith("SIGSEGV")
+    monkeypatch.setattr(children, "MOST_MB", end(lambda: None).peak_mb + 40)
+    assert end(lambda: len(np.ones(1_000_000))).how == "done"
+    assert end(lambda: len(np.ones(10_000_000))).how == "memory"
+    monkeypatch.setattr(children, "CPU_S", 1)
+    assert end(_spin).how == "hang"
+    monkeypatch.setattr(children, "WALL_S", 1.0)
+    assert end(lambda: time.sleep(60)).how == "hang"
+
+
+def _spin():
+    while True:
+        pass
+
+
+@pytest.mark.parametrize("code", [0, 7, 13, 21])
+def test_a_wrong_value_fails(job, tmp_path, code):
+    form = job.FORMATS[code]
+    form.prepare(tmp_path)
+    seed = tmp_path / "seed"
+
+    def read():
+        yield form.read(seed, tmp_path, 0)
+
+    ended = job.run_in_child(read, tmp_path / "log")
+    (found,) = ended.values
+    healthy = copy.deepcopy(found)
+
+    def classify():
+        ended.values[1:] = [form.judge(seed, found, healthy)]
+        return job.classify(ended, healthy)[0]
+
+    assert classify() == "as before"
+    frame = found["frames"][3]
+    frame += 1
+    assert classify() == "FAILED"
+    frame[...] = np.nan if frame.dtype.kind == "f" else np.iinfo(frame.dtype).max
+    assert classify() == "FAILED"
+    for text, outcome in (
+        ("text\nin two lines", "FAILED"),
+        ("", "FAILED"),
+        ("is truncated, 5 of 9 bytes; transfer it again", "refused"),
+    ):
+        ended.values[:] = [{"refused": text, "others": healthy["others"]}]
+        assert job.classify(ended, healthy)[0] == outcome
+    ended.values[:] = [{"refused": text, "others": healthy["others"] + 1}]
+    assert job.classify(ended, healthy)[0] == "FAILED"
+
+
+def test_a_wrong_label_fails(job, tmp_path):
+    form = next(form for form in job.FORMATS if form.name == "labels, CSV")
+    form.prepare(tmp_path)
+    found = form.read(tmp_path / "seed", tmp_path, 0)
+    assert form.judge(tmp_path / "seed", found, found) == []
+    found["values"][2][2] = "single"
+    (wrong,) = form.judge(tmp_path / "seed", found, found)
+    assert wrong.startswith("20 rows instead of 20, first")
+
+
+def test_a_case_is_what_its_numbers_say(job, tmp_path):
+    job.FORMATS[5].prepare(tmp_path / "home")
+    written = []
+    for name in "ab":
+        subjects = job.copy_seed(tmp_path / "home" / "seed", tmp_path / name)
+        damage = job.mutate(subjects, np.random.default_rng([7, 5]))
+        written.append((damage, subjects[0].read_bytes()))
+    assert written[0] == written[1]
+    assert written[0][1] != (tmp_path / "home" / "seed" / "r1.h5").read_bytes()
