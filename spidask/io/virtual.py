@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 
 from spidask.errors import DataError
+from spidask.io.links import find_home, name_mask
 from spidask.io.modules import Layout, Piece, find_faults
 
 MOST_MODULES = 128
@@ -44,7 +45,7 @@ def find_modules(path: str, array: h5py.Dataset) -> Layout:
         )
     n_frames, n_modules = array.shape[:2]
     spans, lost = _mapped(path, array) if array.is_virtual else ({}, [])
-    mask = array.parent.get("mask")
+    mask = array.file.get(name_mask(find_home(array.file, array.name)))
     if not (isinstance(mask, h5py.Dataset) and mask.shape[: array.ndim] == array.shape):
         mask = None
     modules = []
@@ -73,15 +74,34 @@ def find_modules(path: str, array: h5py.Dataset) -> Layout:
 def _mapped(path: str, array: h5py.Dataset) -> tuple[dict[int, list[tuple[int, int]]], list[str]]:
     """List the frames of each module that are mapped to files that are there, and files gone."""
     spans: dict[int, list[tuple[int, int]]] = {}
-    lost = []
+    gone = find_gone(path, array)
     sources = sorted(array.virtual_sources(), key=lambda source: str(source.file_name))
     for name, parts in groupby(sources, key=lambda source: str(source.file_name)):
-        # A relative path is one from the virtual file's folder.
-        if name != "." and not Path(path).parent.joinpath(name).is_file():
-            lost.append(f"{name} is gone")
+        if name in gone:
             continue
         for part in parts:
             first, last = part.vspace.get_select_bounds()
             for module in range(first[1], last[1] + 1):
                 spans.setdefault(module, []).append((int(first[0]), int(last[0]) + 1))
-    return spans, lost
+    return spans, [f"{name} is gone" for name in gone]
+
+
+def find_gone(path: str, array: h5py.Dataset) -> list[str]:
+    """List the files to which a dataset leads and that are not there.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    array : h5py.Dataset
+        A dataset in it, virtual or not.
+
+    Returns
+    -------
+    list of str
+        Their names as the dataset has them; HDF5 gives fill values for what they held.
+    """
+    sources = array.virtual_sources() if array.is_virtual else []
+    # A relative path is one from the virtual file's folder.
+    folder, names = Path(path).parent, sorted({str(source.file_name) for source in sources})
+    return [name for name in names if name != "." and not folder.joinpath(name).is_file()]
