@@ -29,7 +29,7 @@ def find_home(file: h5py.File, dataset: str) -> str:
 
 
 def find_mask(path: str, dataset: str) -> str:
-    """Find the mask beside frames.
+    """Find a mask beside frames that is not read with them.
 
     Parameters
     ----------
@@ -41,12 +41,14 @@ def find_mask(path: str, dataset: str) -> str:
     Returns
     -------
     str
-        Path of the mask; empty where there is none, and for files that are no HDF5.
+        Path of the mask; empty where there is none, for frames of several modules, which come
+        with theirs, and for files that are no HDF5.
     """
     try:
         with h5py.File(path, "r", locking=False) as file:
             mask = name_mask(find_home(file, dataset))
-            return mask if isinstance(file.get(mask), h5py.Dataset) else ""
+            is_mask = isinstance(file.get(mask), h5py.Dataset)
+            return mask if is_mask and file[dataset].ndim == 3 else ""
     except (OSError, RuntimeError, KeyError):
         return ""
 

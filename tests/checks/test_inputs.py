@@ -185,3 +185,9 @@ def test_a_mask_beside_frames_to_which_a_link_leads(beamtime, runs):
     told = [problem for problem in check(settings) if "mask that is not used" in problem.message]
     assert [(one.severity, one.place) for one in told] == [("warning", f"{runs}/r1.h5")]
     assert f"set runs.mask to ':{home}/mask'" in told[0].message
+    # Modules are read with their mask.
+    with h5py.File(runs / "modules.cxi", "w") as file:
+        file[f"{home}/data"] = np.ones((3, 2, *SHAPE), np.float32)
+        file[f"{home}/mask"] = np.zeros((3, 2, *SHAPE), np.uint32)
+    settings = config(beamtime, runs, runs={"files": [f"{runs}/modules.cxi"], "dataset": DATASET})
+    assert not any("mask that is not used" in problem.message for problem in check(settings))
