@@ -142,8 +142,10 @@ def prepare(folder: Path) -> None:
                 raise RuntimeError(f"{form.name}: a healthy file: {ended}")
             healthy = np.array(ended.values[0], object)
             np.save(home / f"healthy{parity}.npy", healthy, allow_pickle=True)
-        # What is imported at the first use is then there in every child.
-        form.read(home / "seed", home, 0)
+        # What is imported at the first use is then there in every child; but zarrs works in
+        # threads, which would be missing there.
+        if not form.name.startswith("Zarr"):
+            form.read(home / "seed", home, 0)
         (home / "seed" / "index.json").unlink(missing_ok=True)
 
 

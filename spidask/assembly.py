@@ -15,6 +15,8 @@ from spidask.errors import ConfigError
 
 DETECTORS = {128: "AGIPD_1MGeometry", 64: "AGIPD_500K2GGeometry", 256: "LPD_1MGeometry"}
 """Panels of a geometry file to the class of extra-geom that reads it; square pixels only."""
+JUNGFRAU = 1024, 8
+"""Columns and panels of a module of JUNGFRAU, of which a detector has any number."""
 INSTALL = "pip install 'spidask[euxfel]'"
 
 
@@ -127,10 +129,13 @@ def _read(path: str, _size: int, _mtime_ns: int) -> Assembly:
 
 def _detector(text: str) -> str:
     panels = set(re.findall(r"^\s*(\w+)/corner_x\s*=", text, re.MULTILINE))
+    last = max(map(int, re.findall(r"/max_fs\s*=\s*(\d+)", text)), default=0)
+    if (last + 1, len(panels) % JUNGFRAU[1]) == (JUNGFRAU[0], 0):
+        return "JUNGFRAUGeometry"
     if len(panels) not in DETECTORS:
         known = ", ".join(f"{n} ({name[:-8]})" for n, name in DETECTORS.items())
         raise ConfigError(
             f"preprocessing.assembly: the geometry file has {len(panels)} panels with a corner_x, "
-            f"expected {known}; give that of this detector"
+            f"expected {known} or {JUNGFRAU[1]} a module (JUNGFRAU); give that of this detector"
         )
     return DETECTORS[len(panels)]

@@ -8,7 +8,12 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
-from extra_geom import AGIPD_1MGeometry, AGIPD_500K2GGeometry, LPD_1MGeometry
+from extra_geom import (
+    AGIPD_1MGeometry,
+    AGIPD_500K2GGeometry,
+    JUNGFRAUGeometry,
+    LPD_1MGeometry,
+)
 
 from spidask.assembly import read_assembly
 from spidask.config import load_config, parse_config
@@ -50,9 +55,19 @@ def stacked(frames, n_per_block=2):
     )
 
 
-@pytest.mark.parametrize("kind", [AGIPD_1MGeometry, AGIPD_500K2GGeometry, LPD_1MGeometry])
-def test_index_and_beam_are_those_of_extra_geom(tmp_path, kind):
-    theirs = kind.example()
+DETECTORS = {
+    "AGIPD1M": AGIPD_1MGeometry.example,
+    "AGIPD500K": AGIPD_500K2GGeometry.example,
+    "LPD1M": LPD_1MGeometry.example,
+    # As many panels as AGIPD500K.
+    "JF4M": lambda: JUNGFRAUGeometry.example(8),
+    "JF500K": lambda: JUNGFRAUGeometry.example(1),
+}
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_index_and_beam_are_those_of_extra_geom(tmp_path, detector):
+    theirs = DETECTORS[detector]()
     path = tmp_path / "detector.geom"
     theirs.write_crystfel_geom(str(path))
     ours = read_assembly(str(path))

@@ -143,7 +143,7 @@ def _write_virtual(path: Path) -> None:
 def _virtual(path: Path, module: int) -> dict[tuple[int, ...], list[np.ndarray]]:
     with h5py.File(path, "r", locking=False) as file:
         data = file["entry_1/data_1/data"]
-        mask = data.parent.get("mask")
+        mask = _find_mask(file, data)
         whole = mask is None or mask.shape != data.shape or mask.dtype.kind not in "iu"
         found = {}
         for row in range(min(len(data), 1000)):
@@ -154,6 +154,14 @@ def _virtual(path: Path, module: int) -> dict[tuple[int, ...], list[np.ndarray]]
             except Exception:  # it cannot be decoded
                 continue
         return found
+
+
+def _find_mask(file: h5py.File, data: h5py.Dataset) -> Any:
+    """The mask beside the frames, wherever the link to them leads."""
+    for group in ("entry_1/data_1", "entry_1/instrument_1/detector_1"):
+        if file.get(f"{group}/data") == data and f"{group}/mask" in file:
+            return file.get(f"{group}/mask")
+    return None
 
 
 def _format(name: str, raw: bool) -> ModulesFormat:

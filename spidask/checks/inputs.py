@@ -16,7 +16,7 @@ from spidask.frames.hits import looks_like_only_hits
 from spidask.io.beamtime import judge_ids
 from spidask.io.calibration import usable_share
 from spidask.io.hdf5 import open_hdf5
-from spidask.io.maps import holds_array
+from spidask.io.links import find_mask
 from spidask.io.runs import take_frames
 from spidask.networks.cost import measure_networks
 from spidask.preprocessing import preprocess
@@ -136,8 +136,7 @@ def _unused_masks(beamtime: Beamtime) -> Iterator[Problem]:
     for path, dataset in zip(
         frames["file_path"].values, frames["file_dataset"].values, strict=True
     ):
-        place = f"{dataset.rpartition('/')[0]}/mask".lstrip("/")
-        if holds_array(path, place):
+        if place := find_mask(path, dataset):
             yield Problem(
                 path,
                 f"has a mask that is not used; set runs.mask to ':{place}', and runs.mask_good "

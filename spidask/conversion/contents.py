@@ -30,6 +30,9 @@ class Contents:
         Path of an array or a group to its attributes; the root is the empty path.
     links : dict
         Path to the path to which it links.
+    scales : dict
+        Path of an array to those that are the scales of its dimensions, as in netCDF; an empty
+        path where there is none.
     left_out : list of str
         Paths of what is neither: other stacks, links to other files, compound values.
     """
@@ -38,6 +41,7 @@ class Contents:
     arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
+    scales: dict[str, list[str]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
 
@@ -49,7 +53,7 @@ def read_hdf5_contents(path: str, dataset: str, skip: frozenset[str] = frozenset
     path : str
         The file.
     dataset : str
-        Path of the frames, or of a link to them.
+        Path of the frames, no link to them.
     skip : frozenset of str
         Paths to pass over.
 
@@ -59,22 +63,16 @@ def read_hdf5_contents(path: str, dataset: str, skip: frozenset[str] = frozenset
         In memory.
     """
     with h5py.File(path, "r", locking=False) as file:
-        frames = file[dataset]
         out = Contents(dataset.strip("/"))
-        seen: dict[Any, str] = {}
-        _walk(file, "", frames, out, seen, skip)
-        out.home = seen.get(frames.id, out.home)
-        out.attributes[out.home] = _plain(frames.attrs)
+        passed = [out.home, *(name for name in skip if name in file)]
+        # Further links to one of them lead there.
+        _walk(file, "", out, {file[name].id: name for name in passed}, skip | {out.home})
+        _take_attributes(file[dataset], out.home, out)
         return out
 
 
 def _walk(
-    group: h5py.Group,
-    place: str,
-    frames: h5py.Dataset,
-    out: Contents,
-    seen: dict[Any, str],
-    skip: frozenset[str],
+    group: h5py.Group, place: str, out: Contents, seen: dict[Any, str], skip: frozenset[str]
 ) -> None:
     seen[group.id] = place
     if len(group.attrs):
@@ -92,11 +90,10 @@ def _walk(
         if item is not None and item.id in seen:
             out.links[path] = seen[item.id]
         elif isinstance(item, h5py.Group):
-            _walk(item, path, frames, out, seen, skip)
+            _walk(item, path, out, seen, skip)
         elif isinstance(item, h5py.Dataset):
             seen[item.id] = path
-            if item != frames:
-                _take_hdf5(item, path, out)
+            _take_hdf5(item, path, out)
         else:
             out.left_out.append(path)
 
@@ -109,8 +106,18 @@ def _take_hdf5(item: h5py.Dataset, path: str, out: Contents) -> None:
         return
     values = np.asarray(item.asstr(errors="replace")[()], object) if texts else item[()]
     out.arrays[path] = np.asarray(values)
-    if len(item.attrs):
-        out.attributes[path] = _plain(item.attrs)
+    _take_attributes(item, path, out)
+
+
+def _take_attributes(item: h5py.Dataset, path: str, out: Contents) -> None:
+    out.attributes[path] = _plain(item.attrs)
+    if item.is_scale:
+        # Which array is a scale of which stands in attributes that lead to places in this file.
+        del out.attributes[path]["CLASS"]
+        out.attributes[path].pop("NAME", None)
+    scales = [dim[0].name.strip("/") if len(dim) else "" for dim in item.dims]
+    if any(scales):
+        out.scales[path] = scales
 
 
 def read_zarr_contents(path: str, dataset: str) -> Contents:
@@ -168,6 +175,12 @@ def write_hdf5_contents(file: h5py.File, contents: Contents) -> None:
         item = file.require_group(path) if path and path not in file else file[path or "/"]
         for name, value in attributes.items():
             item.attrs[name] = _for_hdf5(value)
+    for path, scales in contents.scales.items():
+        for dimension, scale in enumerate(scales):
+            if path in file and scale in file:
+                if not file[scale].is_scale:
+                    file[scale].make_scale(scale)
+                file[path].dims[dimension].attach_scale(file[scale])
 
 
 def write_zarr_contents(root: zarr.Group, contents: Contents) -> None:
@@ -194,10 +207,21 @@ def write_zarr_contents(root: zarr.Group, contents: Contents) -> None:
 
 
 def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(name): value for name, value in attributes.items()}
+    return {str(name): value for name, value in attributes.items() if _is_value(value)}
+
+
+def _is_value(value: Any) -> bool:
+    """Tell values from references to places in the same file, which mean nothing elsewhere."""
+    if isinstance(value, h5py.Empty | list | dict | None):
+        return True
+    array = np.asarray(value)
+    texts = array.dtype.kind == "O" and all(isinstance(one, str | bytes) for one in array.flat)
+    return texts or array.dtype.kind in "iufbcSU"
 
 
 def _for_json(value: Any) -> Any:
+    if isinstance(value, h5py.Empty):
+        return None
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     if isinstance(value, np.ndarray):

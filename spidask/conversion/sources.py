@@ -15,10 +15,12 @@ import numpy.typing as npt
 
 from spidask.conversion.contents import Contents, read_hdf5_contents, read_zarr_contents
 from spidask.errors import DataError
+from spidask.io.arrays import list_broken_sources
 from spidask.io.emc import PARTS
 from spidask.io.euxfel import is_run_folder
 from spidask.io.hdf5 import open_hdf5, scan_hdf5
 from spidask.io.layout import DATASET, FileLayout
+from spidask.io.links import find_home, follow_links, name_mask
 from spidask.io.photons import MISSING, PhotonsReader, are_photons, find_shape, scan_photons
 from spidask.io.stack import UNDECODABLE, StackInfo, fill_value
 from spidask.io.zarr import is_zarr, open_zarr, scan_zarr
@@ -221,47 +223,26 @@ def _read_photons(stack: Stack, rows: slice) -> npt.NDArray[Any]:
 
 
 def _open_hdf5(path: str, info: StackInfo) -> Source:
-    home = read_home(path, info.dataset)
-    mask = _beside(home)
     with h5py.File(path, "r", locking=False) as file:
+        home = find_home(file, info.dataset)
+        mask = name_mask(home)
         if file[home].ndim != 3:
             raise DataError(f"holds several modules a frame, {file[home].shape}; {AS_IT_IS}")
+        if file[home].is_virtual and (gone := list_broken_sources(file[home])):
+            raise DataError(f"leads to frames in {', '.join(gone)}, not there; bring them back")
         item = file.get(mask)
+        ids = [follow_links(file, name) for name in _id_paths(info)]
         found = isinstance(item, h5py.Dataset) and item.shape == info.shape
         described = (_native(item.dtype), (item.chunks or (1,))[0]) if found else None
     frames = _stack(path, "hdf5", home, info)
     contents = read_hdf5_contents(path, home, frozenset([mask] if described else []))
     masks = Stack(path, "hdf5", mask, frames.shape, *described) if described else None
-    return Source(frames, masks, contents, _id_paths(info))
-
-
-def read_home(path: str, dataset: str) -> str:
-    """Find where frames lie that a link may lead to.
-
-    Parameters
-    ----------
-    path : str
-        HDF5 file.
-    dataset : str
-        Path of the frames or of a soft link to them.
-
-    Returns
-    -------
-    str
-        Path of the dataset itself.
-    """
-    with h5py.File(path, "r", locking=False) as file:
-        parts = dataset.strip("/").split("/")
-        link = file.get("/".join(parts), getlink=True)
-        if isinstance(link, h5py.SoftLink):
-            target = link.path if link.path.startswith("/") else "/".join([*parts[:-1], link.path])
-            return read_home(path, target)
-        return "/".join(parts)
+    return Source(frames, masks, contents, ids)
 
 
 def _open_zarr(path: str, info: StackInfo) -> Source:
     contents = read_zarr_contents(path, info.dataset)
-    mask = _beside(contents.home)
+    mask = name_mask(contents.home)
     masks = None
     if mask in contents.left_out:
         array = open_zarr(path, mask)
@@ -285,7 +266,7 @@ def _open_photons(path: str, shape: tuple[int, int] | None) -> Source:
     if shape is None:
         raise DataError("holds pixels without a shape; give --shape ROWS COLUMNS")
     info = scan_photons(path, FileLayout(shape))
-    mask = _beside(contents.home)
+    mask = name_mask(contents.home)
     masks = None
     if mask in contents.left_out:
         contents.left_out.remove(mask)
@@ -321,7 +302,3 @@ def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 def _id_paths(info: StackInfo) -> list[str]:
     return [path for paths in info.event_ids.values() for path in paths]
-
-
-def _beside(dataset: str) -> str:
-    return "/".join([*dataset.split("/")[:-1], "mask"])

@@ -20,6 +20,7 @@ from spidask.conversion.contents import Contents, write_hdf5_contents, write_zar
 from spidask.conversion.sources import Source, Stack, digest_frames, read_block, split_blocks
 from spidask.errors import DataError
 from spidask.io import cxi, emc
+from spidask.io.links import name_mask
 from spidask.io.stack import PLACES
 
 Form = Literal["zarr", "hdf5", "cxi", "dragonfly", "emc"]
@@ -31,6 +32,8 @@ Map = Callable[[Callable[[Any], Any], list[Any]], Iterator[Any]]
 SHARD_BYTES = 128 * 2**20
 CHUNK_BYTES = 2**20
 """Before compression; a chunk holds a frame or, where frames are small, several."""
+MOST_PHOTONS = np.float64(np.iinfo(np.int32).max)
+"""In a pixel; a number that no smaller dtype rounds."""
 OF_CXI = ("cxi_version", "number_of_entries")
 """What every CXI file holds, and is written anew."""
 
@@ -87,7 +90,7 @@ def plan_target(source: Source, path: Path, form: Form) -> Target:
         contents = _move(source, f"{cxi.DETECTOR}/data")
         home = contents.home
     if mask:
-        beside = "/".join([*home.split("/")[:-1], "mask"])
+        beside = name_mask(home)
         mask_kind: Literal["hdf5", "zarr"] = "zarr" if form == "zarr" else "hdf5"
         mask = replace(mask, path=str(path), kind=mask_kind, dataset=beside, chunk=1)
     if form == "zarr":
@@ -137,7 +140,7 @@ def write_target(source: Source, target: Target, form: Form, codec: Codec, do: M
 def _move(source: Source, home: str) -> Contents:
     """Put the frames elsewhere; ids that stood beside them alone would not be found any more."""
     old = source.contents
-    new = {old.home: home, _mask_beside(old.home): _mask_beside(home)}
+    new = {old.home: home, name_mask(old.home): name_mask(home)}
     for path in source.event_ids:
         place, _, name = path.rpartition("/")
         if place not in PLACES:
@@ -148,11 +151,11 @@ def _move(source: Source, home: str) -> Contents:
         {new.get(path, path): values for path, values in kept.items()},
         {new.get(path, path): values for path, values in old.attributes.items()},
         {path: new.get(link, link) for path, link in old.links.items()},
+        {
+            new.get(path, path): [new.get(scale, scale) for scale in scales]
+            for path, scales in old.scales.items()
+        },
     )
-
-
-def _mask_beside(dataset: str) -> str:
-    return "/".join([*dataset.split("/")[:-1], "mask"])
 
 
 def _pairs(source: Source, target: Target) -> list[tuple[Stack, Stack]]:
@@ -254,7 +257,7 @@ def _sparse(task: tuple[Stack, slice, bool]) -> tuple[sp.csr_array, Digests]:
     stack, part, binary = task
     block = read_block(stack, part)
     missing = np.isnan(block) if block.dtype.kind == "f" else np.zeros(block.shape, bool)
-    whole = (block >= 0) & (block <= np.iinfo(np.int32).max) & (block == np.trunc(block))
+    whole = (block >= 0) & (block <= MOST_PHOTONS) & (block == np.trunc(block))
     bad = ~(whole | (missing & (not binary)))
     if bad.any():
         frame, y, x = (int(i) for i in np.argwhere(bad)[0])

@@ -21,7 +21,7 @@ from spidask.io import cxi, emc
 from spidask.io.calibration import recipe_of
 from spidask.io.hdf5 import open_hdf5
 from spidask.io.labels import locate
-from spidask.io.maps import load_map
+from spidask.io.maps import is_inside, load_map
 from spidask.io.runs import take_frames
 
 
@@ -92,8 +92,8 @@ def write_virtual_cxi(
     Raises
     ------
     ConfigError
-        If the runs are no stacks (frame, y, x) in HDF5 files, or their pixels are assembled or
-        binned.
+        If the runs are no stacks (frame, y, x) in HDF5 files, their pixels are assembled or
+        binned, or masks of each frame are no bits of CXI.
     DataError
         If there are no frames.
     """
@@ -125,7 +125,7 @@ def write_virtual_cxi(
         beam_centre=_beam(geometry),
     )
     # As in detector.h5: a pixel that any of the runs masks is bad.
-    mask = np.zeros(shape, np.uint32)
+    mask, inside = _inside_mask(config, paths, shape)
     for name in settings:
         mask |= _raw_mask(config, name, shape)
     masked = {"mask": config.runs.mask, "mask_good": config.runs.mask_good}
@@ -137,6 +137,8 @@ def write_virtual_cxi(
         datasets=datasets,
         shape=shape,
         dtype=frames["frames"].dtype,
+        mask=inside,
+        mask_dtype=open_hdf5(paths[0], inside).dtype.str if inside else "uint32",
     )
     provenance = {**provenance, "calibration": json.dumps(calibration)}
     cxi.write_virtual(out / "selection.cxi", source, mask, chosen, setup, provenance)
@@ -156,6 +158,28 @@ def _raw_mask(config: Config, run: str, shape: tuple[int, int]) -> npt.NDArray[n
         return np.zeros(shape, np.uint32)
     mask = load_map(recipe.mask, shape, (0, shape[0], 0, shape[1]), "mask")
     return mask_bits(usable_pixels(mask, recipe.mask_good))
+
+
+def _inside_mask(
+    config: Config, paths: npt.NDArray[np.str_], shape: tuple[int, int]
+) -> tuple[npt.NDArray[np.uint32], str]:
+    """Give the mask in the files of the frames, or its path where each frame has one."""
+    runs, mask = config.runs, np.zeros(shape, np.uint32)
+    if runs.mask is None or not is_inside(runs.mask):
+        return mask, ""
+    place = runs.mask[1:]
+    arrays = [open_hdf5(path, place) for path in dict.fromkeys(paths.tolist())]
+    if all(array.ndim == 2 for array in arrays):
+        for array in arrays:
+            mask |= mask_bits(usable_pixels(array[()], runs.mask_good))
+        return mask, ""
+    kinds = {array.dtype if array.ndim == 3 else None for array in arrays}
+    if runs.mask_good != "zero" or len(kinds) > 1 or arrays[0].dtype.kind not in "iu":
+        raise ConfigError(
+            f"handoff.cxi: virtual leads to masks of each frame, {place}, only where all files "
+            "have such, of one dtype, in the bits of CXI (runs.mask_good: zero); set it to copy"
+        )
+    return mask, place
 
 
 def _stored_patterns(

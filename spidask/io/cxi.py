@@ -17,6 +17,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from spidask.errors import DataError
+from spidask.frames.mask import PixelBit
 from spidask.io.arrays import find_array, read_array
 from spidask.io.layout import MOST_PIXELS
 from spidask.io.stack import EVENT_IDS, fill_value
@@ -26,7 +27,10 @@ VERSION = 150
 EV_IN_JOULE = 1.602176634e-19
 DETECTOR = "entry_1/instrument_1/detector_1"
 TAGS = ("selected", "trained_on")
-NUMBERS = ("index", *EVENT_IDS, "photon_count", "hit_score", "diameter", "fit_quality", "fluence")
+NUMBERS = (
+    *("index", *EVENT_IDS, "photon_energy", "pulse_energy"),
+    *("photon_count", "hit_score", "diameter", "fit_quality", "fluence"),
+)
 """Variables of a frame that stand under ``entry_1`` by their own names."""
 
 Block = tuple[npt.NDArray[np.int32], npt.NDArray[np.uint32]]
@@ -73,6 +77,11 @@ class RawFrames:
         Rows and columns of a frame.
     dtype : numpy.dtype
         Of a pixel.
+    mask : str
+        Path of a stack of masks in the same files, one for each frame, in the bits of CXI; empty
+        where one mask is for all frames.
+    mask_dtype : str
+        Dtype of these.
     """
 
     paths: npt.NDArray[np.str_]
@@ -81,6 +90,8 @@ class RawFrames:
     datasets: npt.NDArray[np.str_]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    mask: str = ""
+    mask_dtype: str = "uint32"
 
 
 def write_cxi(
@@ -149,7 +160,8 @@ def write_virtual(
     source : RawFrames
         Where the frames are.
     mask : numpy.ndarray
-        Mask bits, the same for all frames, shape (y, x), uint32.
+        Mask bits, the same for all frames, shape (y, x), uint32; not used where the files have
+        one for each frame.
     frames : xarray.Dataset
         What is known of the same frames, as for `write_cxi`.
     setup : Setup
@@ -166,23 +178,35 @@ def write_virtual(
     part = Path(f"{path}.part")
     with h5py.File(part, "w") as file:
         _write_head(file, frames, setup, provenance)
-        n_frames = frames.sizes["frame"]
-        data = h5py.VirtualLayout((n_frames, *source.shape), source.dtype)
-        for place in _stretches(source):
-            stack = h5py.VirtualSource(
-                source.paths[place.start],
-                source.datasets[place.start],
-                (int(source.lengths[place.start]), *source.shape),
-                source.dtype,
-            )
-            first = int(source.rows[place.start])
-            data[place] = stack[first : first + place.stop - place.start]
         fill = fill_value(source.dtype)
-        file.create_virtual_dataset(f"{DETECTOR}/data", data, fillvalue=fill)
+        _link(file, "data", source, source.datasets, source.dtype, fill)
         file[f"{DETECTOR}/data"].attrs["units"] = "ADU"
-        file[f"{DETECTOR}/mask"] = mask
+        if source.mask:
+            masks = np.full(len(source.rows), source.mask)
+            _link(file, "mask", source, masks, np.dtype(source.mask_dtype), int(PixelBit.MISSING))
+        else:
+            file[f"{DETECTOR}/mask"] = mask
         _write_links(file)
     os.replace(part, path)
+
+
+def _link(
+    file: h5py.File,
+    name: str,
+    source: RawFrames,
+    datasets: npt.NDArray[np.str_],
+    dtype: np.dtype[Any],
+    fill: float,
+) -> None:
+    layout = h5py.VirtualLayout((len(source.rows), *source.shape), dtype)
+    for place in _stretches(source):
+        length = int(source.lengths[place.start])
+        stack = h5py.VirtualSource(
+            source.paths[place.start], datasets[place.start], (length, *source.shape), dtype
+        )
+        first = int(source.rows[place.start])
+        layout[place] = stack[first : first + place.stop - place.start]
+    file.create_virtual_dataset(f"{DETECTOR}/{name}", layout, fillvalue=fill)
 
 
 def _stretches(source: RawFrames) -> list[slice]:

@@ -25,10 +25,14 @@ from spidask.io.trains import Rows, Table, join_rows, match, pieces, read_rows
 from spidask.proposals import INSTALL
 
 FILE_NAME = re.compile(r"[A-Z]+-R\d{4}-(?P<aggregator>\w+?)(-S\d{5})?\.h5")
-SOURCE = re.compile(r"(?P<detector>[^/]+)/(?P<kind>DET|CORR)/(?P<module>\d+)CH\d*:\w+")
-"""Source of a module, as in extra-data's classes AGIPD1M, AGIPD500K, DSSC1M and LPD1M."""
+SOURCE = re.compile(
+    r"(?P<detector>[^/]+)/(?P<kind>DET|CORR)/"
+    r"((?P<module>\d+)CH\d*|(MODULE_|RECEIVER-|JNGFR)(?P<from_1>\d+)):\w+"
+)
+"""Source of a module, as in extra-data's classes AGIPD1M, AGIPD500K, DSSC1M, LPD1M, JUNGFRAU."""
 MODULES = {"AGIPD1M": 16, "AGIPD500K": 8, "DSSC1M": 16, "LPD1M": 16}
-"""Part of a detector's name to its number of modules."""
+MODULES |= {"_JF4M": 8, "_JF1M": 2, "_JF500K": 1, "_JNGFR": 1, "_JUNGF": 1, "_JF": 1}
+"""Part of a detector's name to its number of modules, or the least one."""
 N_LAYOUTS = 4
 """Runs whose layout a process keeps; one of a million frames takes 24 MB."""
 
@@ -244,7 +248,7 @@ def _choose(
         for source in sorted(file.instrument_sources - set(file.legacy_sources)):
             if (match := SOURCE.fullmatch(source)) and _count_modules(match["detector"]):
                 modules = there.setdefault((match["detector"], match["kind"]), defaultdict(list))
-                modules[int(match["module"])].append(_Part(file, source))
+                modules[_number(match)].append(_Part(file, source))
     names = sorted({name for name, _ in there})
     wanted = [n for n in names if "/" in pattern or fnmatchcase(n, pattern)]
     if len(wanted) != 1:
@@ -260,6 +264,14 @@ def _choose(
 
 def _nowhere(_name: str) -> None:
     """Tell that there is no such array beside the frames, whose ids come with the modules."""
+
+
+def _number(match: re.Match[str]) -> int:
+    """Give the number of a module from 0 on."""
+    if match["module"]:
+        return int(match["module"])
+    # One module alone has the number of a place at the instrument.
+    return 0 if "_JF500K" in match["detector"] else int(match["from_1"]) - 1
 
 
 def _count_modules(detector: str) -> int:

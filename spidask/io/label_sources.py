@@ -296,14 +296,23 @@ def _read_tags(array: h5py.Dataset, path: str, settings: Labels) -> npt.NDArray[
 
 def _read_codes(array: h5py.Dataset, path: str, settings: Labels) -> npt.NDArray[np.object_]:
     codes = read_whole(array, path)
-    known = np.isfinite(codes) & (codes != MISSING_INTEGER)
+    if h5py.check_string_dtype(array.dtype):
+        codes = name_runs(codes)
+        known = codes != ""
+    else:
+        known = np.isfinite(codes) & (codes != MISSING_INTEGER)
     texts = np.full(len(codes), "", object)
-    texts[known] = [f"{code:g}" for code in codes[known].tolist()]
+    texts[known] = [_say_code(code) for code in codes[known].tolist()]
     table = pd.DataFrame({"label": texts[known]}, index=np.flatnonzero(known))
     table = translate(table, path, "frame", settings.codes, "labels.codes")
     labels = np.full(len(codes), "", object)
     labels[table.index] = table["label"]
     return labels
+
+
+def _say_code(code: float | str) -> str:
+    whole = not isinstance(code, str) and code == int(code)
+    return str(int(code)) if whole else str(code)
 
 
 def _identify(

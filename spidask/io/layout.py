@@ -39,10 +39,12 @@ JOULE_PER_EV = 1.602176634e-19
 ENERGIES: dict[str, tuple[tuple[str, float], ...]] = {
     "photon_energy": (
         ("LCLS/photon_energy_eV", 1.0),
+        ("{entry}/photon_energy", 1.0),
         ("{entry}/instrument_1/source_1/energy", 1 / JOULE_PER_EV),
         ("{entry}/source_1/energy", 1 / JOULE_PER_EV),
     ),
     "pulse_energy": (
+        ("{entry}/pulse_energy", 1.0),
         ("{entry}/instrument_1/source_1/pulse_energy", 1e3),
         ("{entry}/source_1/pulse_energy", 1e3),
     ),
@@ -135,7 +137,7 @@ def find_arrays(root: Any, place: str, ndim: int) -> list[str]:
         Paths; of several links to one array the first.
     """
     found: dict[Any, str] = {}
-    for path in _expand(root, place):
+    for path in expand(root, place):
         item = root.get(path)
         if getattr(item, "ndim", None) == ndim:
             # Zarr has no links, and no ids.
@@ -143,7 +145,21 @@ def find_arrays(root: Any, place: str, ndim: int) -> list[str]:
     return list(found.values())
 
 
-def _expand(root: Any, place: str) -> Iterator[str]:
+def expand(root: Any, place: str) -> Iterator[str]:
+    """List what is at a place that is given by patterns.
+
+    Parameters
+    ----------
+    root : h5py.File or zarr.Group
+        The open file or folder.
+    place : str
+        As for `find_arrays`.
+
+    Yields
+    ------
+    str
+        Paths of arrays and groups, in natural order.
+    """
     paths = [""]
     for pattern in place.split("/"):
         paths = [
@@ -241,7 +257,8 @@ def refuse_unfitting(layout: FileLayout, shape: tuple[int, ...], describe: Descr
         if not found or found[0] != shape[:1] or found[1] not in kinds:
             raise DataError(
                 f"{_say_array('array', path, found)}, expected one number for each of "
-                f"{shape[0]} frames; set runs.identity to the paths of run and index"
+                f"{shape[0]} frames, whole, or a text for the run; set runs.identity to the paths "
+                "of run and index"
             )
 
 

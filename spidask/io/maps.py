@@ -177,28 +177,6 @@ def split_location(location: str) -> tuple[str, str | None]:
     return (path, dataset) if colon else (location, None)
 
 
-def holds_array(path: str, dataset: str) -> bool:
-    """Tell whether an HDF5 file holds an array.
-
-    Parameters
-    ----------
-    path : str
-        The file.
-    dataset : str
-        Path inside it.
-
-    Returns
-    -------
-    bool
-        False also for files that are no HDF5.
-    """
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            return isinstance(file.get(dataset), h5py.Dataset)
-    except (OSError, RuntimeError, KeyError, ValueError):
-        return False
-
-
 def is_inside(location: str | None) -> bool:
     """Tell whether a mask lies in the files of the frames.
 

@@ -42,6 +42,9 @@ class Piece:
         Positions on the axes between row and slow scan: module and plane, or neither.
     mask : str
         Path of the dataset of the pixels' mask; empty where there is none.
+    cells : int
+        Frames in each row of the file, on the axis behind it (memory cells of JUNGFRAU); `row`
+        counts frames then.
     """
 
     first: int
@@ -51,6 +54,7 @@ class Piece:
     data: str
     lead: tuple[int, ...] = ()
     mask: str = ""
+    cells: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,15 +109,8 @@ class Layout:
             first = max(piece.first, frames.start)
             n_frames = min(piece.first + piece.n_frames, frames.stop) - first
             if n_frames > 0:
-                yield Piece(
-                    first,
-                    n_frames,
-                    piece.path,
-                    piece.row + first - piece.first,
-                    piece.data,
-                    piece.lead,
-                    piece.mask,
-                )
+                row = piece.row + first - piece.first
+                yield replace(piece, first=first, n_frames=n_frames, row=row)
 
 
 @dataclass(frozen=True)
@@ -122,23 +119,32 @@ class _Plane:
 
     data: Any
     mask: Any
-    lead: tuple[int, ...]
+    piece: Piece
     bits: int
     dtype: np.dtype[Any]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.data.shape[0], *self.data.shape[len(self.lead) + 1 :])
+        above = 1 + len(self.piece.lead) + (self.piece.cells > 1)
+        return (self.data.shape[0] * self.piece.cells, *self.data.shape[above:])
 
     def __getitem__(self, key: tuple[slice, slice, slice], /) -> NDArray[Any]:
-        rows, y, x = key
-        block = np.asarray(self.data[(rows, *self.lead, y, x)]).astype(self.dtype, copy=False)
+        block = self._take(self.data, *key).astype(self.dtype, copy=False)
         if self.mask is not None:
-            bad = np.asarray(self.mask[(rows, *self.lead, y, x)]).astype(np.uint32, copy=False)
+            bad = self._take(self.mask, *key).astype(np.uint32, copy=False)
             bad = bad & np.uint32(self.bits) != 0
             # Files of 2017 hold three bytes for each pixel.
             block[bad.any(-1) if bad.ndim > block.ndim else bad] = fill_value(self.dtype)
         return block
+
+    def _take(self, array: Any, rows: slice, y: slice, x: slice) -> NDArray[Any]:
+        cells = self.piece.cells
+        if cells == 1:
+            return np.asarray(array[(rows, *self.piece.lead, y, x)])
+        first = rows.start // cells
+        block = np.asarray(array[first : -(-rows.stop // cells), :, y, x])
+        start = rows.start - first * cells
+        return block.reshape(-1, *block.shape[2:])[start : start + rows.stop - rows.start]
 
 
 @dataclass(frozen=True)
@@ -189,9 +195,9 @@ class ModulesReader:
         data = self.open_dataset(piece.path, piece.data)
         use_mask = bool(piece.mask) and self.mask_bits != 0
         mask = self.open_dataset(piece.path, piece.mask) if use_mask else None
-        source: Source = _Plane(data, mask, piece.lead, self.mask_bits, self.dtype)
+        source: Source = _Plane(data, mask, piece, self.mask_bits, self.dtype)
         rows = slice(piece.row, piece.row + piece.n_frames)
-        shape = (data.shape[0], *self.layout.module_shape)
+        shape = (data.shape[0] * piece.cells, *self.layout.module_shape)
         return read_frames(source, (rows, y, x), shape, self.dtype, piece.path)
 
 

@@ -15,7 +15,7 @@ from spidask.io.layout import Describe, find_energies, refuse_absurd
 
 EVENT_IDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "trainId": (("trainId",),),
-    "pulseId": (("pulseId",),),
+    "pulseId": (("pulseId",), ("memoryCell",)),
     "cellId": (("cellId",),),
     "timestamp": (
         ("timestamp",),

@@ -16,6 +16,8 @@ from spidask.io.hdf5 import refuse_missing_filters
 from spidask.io.modules import Piece, fits_mask
 
 IDS = ("trainId", "pulseId", "cellId")
+KEYS = (("image", "data", "pulseId", "cellId"), ("data", "adc", "memoryCell", "memoryCell"))
+"""Of AGIPD, DSSC and LPD, and of JUNGFRAU: group of a source, and in it frames, pulses, cells."""
 MOST_ROWS = 10_000_000
 """Of a module in one file; the largest ones of the facility hold a seventh of it."""
 
@@ -46,6 +48,9 @@ class Rows:
         Rows that the index has and the data has not.
     odd_mask : bool
         A mask of another shape than the data is there.
+    cells : int
+        Frames in each row of the file, see `modules.Piece`; the other attributes are those of an
+        array with one frame a row.
     """
 
     path: str
@@ -59,6 +64,7 @@ class Rows:
     trains: Int64
     lost: int
     odd_mask: bool
+    cells: int
 
 
 def read_rows(file: Any, source: str) -> Rows:
@@ -74,41 +80,47 @@ def read_rows(file: Any, source: str) -> Rows:
     Returns
     -------
     Rows
-        What its index and its ids say; no frame is read.
+        What its index and its ids say; no frame is read. JUNGFRAU has the cells of a train in one
+        row, and no pulseId: the memory cell stands for it, as in extra-data's virtual CXI.
 
     Raises
     ------
     DataError
         If the index names rows twice, or the data is no numbers.
     """
-    path = f"INSTRUMENT/{source}/image"
+    place, name, pulse, cell = next(k for k in KEYS if f"INSTRUMENT/{source}/{k[0]}" in file.file)
+    path = f"INSTRUMENT/{source}/{place}"
     group = file.file[path]
-    data = find_array(group, "data")
+    data = find_array(group, name)
     if data is None:
-        raise DataError(f"has no array '{path}/data'")
+        raise DataError(f"has no array '{path}/{name}'")
     refuse_missing_filters(data)
-    first, count = (np.asarray(a, np.int64) for a in file.get_index(source, "image"))
+    first, count = (np.asarray(a, np.int64) for a in file.get_index(source, place))
     there = np.clip(data.shape[0] - first, 0, count)
     if data.dtype.kind not in "iuf" or there.sum() > min(data.shape[0], MOST_ROWS):
         raise DataError(f"{there.sum()} rows of {data.shape[0]} in its index, of {data.dtype}")
     row = np.repeat(first - np.cumsum(there) + there, there) + np.arange(there.sum())
     train = np.asarray(file.train_ids, np.int64)
     end = int(row.max(initial=-1)) + 1
-    ids = {n: np.asarray(group[n][:end], np.int64).reshape(-1)[row] for n in ("pulseId", "cellId")}
+    cells = data.shape[1] if name == "adc" and data.ndim == 4 else 1
+    row = (row[:, None] * cells + np.arange(cells)).ravel()
+    named = {"pulseId": pulse, "cellId": cell}
+    ids = {n: np.asarray(group[p][:end], np.int64).reshape(-1)[row] for n, p in named.items()}
     mask = find_array(group, "mask")
     use_mask = mask is not None and fits_mask(mask, data)
     return Rows(
         file.filename,
-        f"{path}/data",
+        f"{path}/{name}",
         f"{path}/mask" if use_mask else "",
-        data.shape,
+        data.shape if cells == 1 else (data.shape[0] * cells, *data.shape[2:]),
         data.dtype,
-        {"trainId": np.repeat(train, there), **ids},
-        np.repeat(~np.asarray(file.validity_flag, bool), there),
+        {"trainId": np.repeat(train, there * cells), **ids},
+        np.repeat(~np.asarray(file.validity_flag, bool), there * cells),
         row,
         train[count > 0],
-        int((count - there).sum()),
+        int((count - there).sum()) * cells,
         mask is not None and not use_mask,
+        cells,
     )
 
 
@@ -266,4 +278,5 @@ def pieces(table: Table, places: Int64) -> Iterator[Piece]:
     for a, b in pairwise(edges):
         rows = table.files[int(file[a])]
         lead = (0,) * (len(rows.shape) - 3)
-        yield Piece(int(frame[a]), b - a, rows.path, int(row[a]), rows.data, lead, rows.mask)
+        place = (rows.path, int(row[a]), rows.data, lead, rows.mask, rows.cells)
+        yield Piece(int(frame[a]), b - a, *place)

@@ -8,6 +8,7 @@ import h5py
 
 from spidask.errors import DataError
 from spidask.io.arrays import find_array, list_broken_sources
+from spidask.io.links import find_home, name_mask
 from spidask.io.modules import Layout, Piece, find_faults, fits_mask
 
 MOST_MODULES = 128
@@ -45,7 +46,7 @@ def find_modules(path: str, array: h5py.Dataset) -> Layout:
     n_frames, n_modules = array.shape[:2]
     lost = list_broken_sources(array) if array.is_virtual else {}
     spans = _mapped(array, lost) if array.is_virtual else {}
-    mask = find_array(array.parent, "mask")
+    mask = find_array(array.file, name_mask(find_home(array.file, array.name)))
     is_odd = mask is not None and not fits_mask(mask, array)
     if mask is None or is_odd:
         mask = None

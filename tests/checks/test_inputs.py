@@ -7,6 +7,7 @@ import zarr
 
 from spidask.checks import check
 from spidask.io import stretches
+from spidask.io.layout import DATASET
 from tests.conftest import SHAPE, write_run
 
 
@@ -172,3 +173,21 @@ def test_a_virtual_cxi_of_modules_and_of_binned_pixels(beamtime, runs):
     found = check(config(beamtime, runs, handoff={"cxi": "virtual"}))
     assert places(found) == [("error", "handoff.cxi")]
     assert found[0].message.endswith("r5.h5 is none; set copy")
+
+
+def test_a_mask_beside_frames_to_which_a_link_leads(beamtime, runs):
+    home = "entry_1/instrument_1/detector_1"
+    with h5py.File(runs / "r1.h5", "a") as file:
+        file.move("data", f"{home}/data")
+        file[f"{home}/mask"] = np.zeros(SHAPE, np.uint32)
+        file["entry_1/data_1/data"] = h5py.SoftLink(f"/{home}/data")
+    settings = config(beamtime, runs, runs={"files": [f"{runs}/r1.h5"], "dataset": DATASET})
+    told = [problem for problem in check(settings) if "mask that is not used" in problem.message]
+    assert [(one.severity, one.place) for one in told] == [("warning", f"{runs}/r1.h5")]
+    assert f"set runs.mask to ':{home}/mask'" in told[0].message
+    # Modules are read with their mask.
+    with h5py.File(runs / "modules.cxi", "w") as file:
+        file[f"{home}/data"] = np.ones((3, 2, *SHAPE), np.float32)
+        file[f"{home}/mask"] = np.zeros((3, 2, *SHAPE), np.uint32)
+    settings = config(beamtime, runs, runs={"files": [f"{runs}/modules.cxi"], "dataset": DATASET})
+    assert not any("mask that is not used" in problem.message for problem in check(settings))

@@ -190,9 +190,12 @@ def test_missing_photons(tmp_path):
         convert(path, tmp_path / "p.emc", dataset="scan/data")
 
 
-@pytest.mark.parametrize(("value", "shown"), [(-1, "-1"), (0.5, "0.5"), (3e9, "3000000000.0")])
-def test_what_is_no_photons_is_refused(tmp_path, value, shown):
-    frames = make_frames(np.float64)
+@pytest.mark.parametrize(
+    ("value", "shown", "dtype"),
+    [(-1, "-1", "f8"), (0.5, "0.5", "f8"), (3e9, "3000000000.0", "f8"), (2.0**31, "2147", "f4")],
+)
+def test_what_is_no_photons_is_refused(tmp_path, value, shown, dtype):
+    frames = make_frames(dtype)
     frames[7, 4, 3] = value
     path = write_source(tmp_path, "hdf5", frames)
     with pytest.raises(DataError, match=rf"frame 7 holds {shown}\S* in pixel \(4, 3\)"):
@@ -242,6 +245,56 @@ def test_a_selection_keeps_its_geometry_and_scores(tmp_path):
         detector = other["entry_1/instrument_1/detector_1"]
         assert detector["tags"].attrs["headings"].tolist() == ["selected"]
         assert other["entry_1/data_1/data"] == detector["data"]
+
+
+@pytest.mark.parametrize("link", ["hard", "group"])
+@pytest.mark.parametrize("form", ANY_VALUE)
+def test_mask_and_ids_beside_frames_to_which_links_lead(tmp_path, form, link):
+    frames, mask = make_frames(np.uint16), make_frames(np.uint16).astype(np.uint32) + 2**31
+    home = "entry_1/instrument_1/detector_1"
+    with h5py.File(tmp_path / "source.cxi", "w") as file:
+        file[f"{home}/data"], file[f"{home}/mask"] = frames, mask
+        file[f"{home}/timestamp"] = np.arange(N)
+        if link == "hard":
+            file["entry_1/data_1/data"] = file[f"{home}/data"]
+        else:
+            file["entry_1/data_1"] = h5py.SoftLink(f"/{home}")
+    out = tmp_path / FORMS[form]
+    told = convert(tmp_path / "source.cxi", out)
+    links = {"hard": ["entry_1/data_1/data"], "group": ["entry_1/data_1"]}
+    assert told.left_out == (links[link] if form == "zarr" else [])
+    assert read(out, form, f"{home}/data").tolist() == frames.tolist()
+    assert read(out, form, f"{home}/mask").tolist() == mask.tolist()
+    ids = open_runs(str(out), f"{home}/data")["timestamp"]
+    assert ids.values.tolist() == list(range(N))
+
+
+def test_frames_in_files_that_are_gone_are_refused(tmp_path):
+    layout = h5py.VirtualLayout((N, ROWS, COLUMNS), np.uint16)
+    layout[:] = h5py.VirtualSource("gone.h5", "data", layout.shape, np.uint16)
+    with h5py.File(tmp_path / "virtual.h5", "w") as file:
+        file.create_virtual_dataset("data", layout, fillvalue=7)
+    with pytest.raises(DataError, match=r"virtual.h5: leads to frames in gone.h5, not there"):
+        convert(tmp_path / "virtual.h5", tmp_path / "out.zarr", dataset="data")
+    with h5py.File(tmp_path / "gone.h5", "w") as file:
+        file["data"] = make_frames(np.uint16)
+    convert(tmp_path / "virtual.h5", tmp_path / "out.h5", dataset="data")
+    assert read(tmp_path / "out.h5", "hdf5", "data").tolist() == make_frames(np.uint16).tolist()
+
+
+@pytest.mark.parametrize("form", ANY_VALUE)
+def test_netcdf_of_xarray(tmp_path, form):
+    frames = make_frames(np.float32)
+    columns = {"frames": (("frame", "y", "x"), frames), "note": ("frame", list("abcdefghijk"))}
+    table = xr.Dataset(columns, coords={"frame": np.arange(N) * 2}, attrs={"of": "PR772"})
+    table.to_netcdf(tmp_path / "source.nc", engine="h5netcdf")
+    out = tmp_path / FORMS[form]
+    convert(tmp_path / "source.nc", out, dataset="frames")
+    home = "entry_1/instrument_1/detector_1/data" if form == "cxi" else "frames"
+    assert read(out, form, home).tolist() == frames.tolist()
+    if form == "hdf5":  # its dimensions are those of before
+        with xr.open_dataset(out, engine="h5netcdf") as again:
+            xr.testing.assert_identical(again[["frames", "note"]].drop_vars(["y", "x"]), table)
 
 
 def test_other_stacks_are_told(tmp_path):

@@ -8,6 +8,7 @@ import zarr
 from spidask.config import Config
 from spidask.errors import ConfigError, DataError
 from spidask.handoff import export, needs_frames
+from spidask.io.beamtime import open_configured
 from spidask.io.cxi import read_cxi
 from spidask.io.runs import open_runs
 from spidask.records import write_json
@@ -50,6 +51,43 @@ def test_the_virtual_file_is_a_run_like_any_other(selection, frames, config, pho
     again = open_runs(str(tmp_path / "selection.cxi"))
     assert again["frames"].values.tolist() == [photons[place].tolist() for place in SELECTED]
     assert again["trainId"].values.tolist() == [1000 * run + i for run, i in SELECTED]
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_masks_inside_the_files_are_led_to(selection, config, photons, tmp_path, each):
+    bits = np.random.default_rng(5).choice([0, 0, 0, 2**31, 4], (2, *photons.shape[1:]))
+    bits = bits.astype(np.uint32) if each else bits[:, 0].astype(np.uint32)
+    for code in range(2):
+        (tmp_path / f"r000{code + 1}.h5").unlink()  # which this process has open
+        with h5py.File(tmp_path / f"r000{code + 1}.h5", "w") as file:
+            file["data"], file["scan/mask"] = photons[code], bits[code]
+    runs = config.runs.model_dump() | {"mask": ":scan/mask", "mask_good": "zero"}
+    settings = with_cxi(config, "virtual", runs=runs)
+    frames = open_configured(settings)
+    export(selection, frames, settings, tmp_path)
+    with h5py.File(tmp_path / "selection.cxi") as file:
+        mask = file[f"{DETECTOR}/mask"]
+        if each:
+            assert mask.is_virtual
+            assert mask[()].tolist() == [bits[place].tolist() for place in SELECTED]
+        else:
+            assert (mask[()] == np.where(bits.any(axis=0), 0x80, 0)).all()
+    if each:
+        runs["mask_good"] = "nonzero"
+        with pytest.raises(ConfigError, match=r"virtual leads to masks .* scan/mask.* set it to"):
+            export(selection, frames, with_cxi(config, "virtual", runs=runs), tmp_path)
+
+
+@pytest.mark.parametrize("form", ["copy", "virtual"])
+def test_energies_of_each_frame_go_along(selection, frames, config, tmp_path, form):
+    energies = 1700.0 + np.arange(selection.sizes["frame"])
+    selection["photon_energy"] = ("frame", np.where(energies == 1702, np.nan, energies))
+    selection["pulse_energy"] = ("frame", energies / 1000)
+    export(selection, frames, with_cxi(config, form), tmp_path)
+    again = open_runs(str(tmp_path / "selection.cxi"))
+    chosen = selection["selected"].values
+    for name in ("photon_energy", "pulse_energy"):
+        np.testing.assert_array_equal(again[name], selection[name].values[chosen])
 
 
 def test_a_file_that_is_gone_gives_unreadable_frames(selection, frames, config, tmp_path):

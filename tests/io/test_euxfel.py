@@ -8,9 +8,10 @@ import h5py
 import numpy as np
 import pytest
 from extra_data import RunDirectory, stack_detector_data
-from extra_data.components import AGIPD1M, LPD1M
+from extra_data.components import AGIPD1M, JUNGFRAU, LPD1M
 from extra_data.tests.make_examples import write_file
 from extra_data.tests.mockdata.detectors import AGIPDModule, DSSCModule, LPDModule
+from extra_data.tests.mockdata.jungfrau import JUNGFRAUModule
 
 from spidask.errors import DataError
 from spidask.io import files
@@ -364,3 +365,62 @@ def test_a_mask_or_identity_inside_is_refused(tmp_path):
         open_runs(folder, layout=FileLayout(mask="entry_1/mask"))
     with pytest.raises(DataError, match=r"has no array 'run', expected .*; set runs.identity"):
         open_runs(folder, layout=FileLayout(identity=("run", "index")))
+
+
+CELLS = 16
+
+
+def write_jungfrau(folder, modules, *, detector="SPB_IRDA_JF4M", raw=True, trains=3):
+    """A run of JUNGFRAU, whose modules are numbered from 1."""
+    folder.mkdir(parents=True)
+    for number in modules:
+        path = folder / f"RAW-R0012-JNGFR{number:02}-S00000.h5"
+        source = f"{detector}/DET/JNGFR{number:02}"
+        write_file(str(path), [JUNGFRAUModule(source, raw=raw)], ntrains=trains, chunksize=1)
+        with h5py.File(path, "r+") as file:
+            data = file[f"INSTRUMENT/{source}:daqOutput/data"]
+            random = np.random.default_rng(number)
+            data["adc"][:, :, ::64, ::64] = random.integers(1, 9999, (trains, CELLS, 8, 16))
+            data["memoryCell"][:] = np.arange(CELLS)
+            if not raw:
+                data["mask"][0, 3, :64, :128] = 2
+    return folder
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_cells_of_jungfrau_are_frames(tmp_path, raw):
+    folder = write_jungfrau(tmp_path / "r0012", [1, 3], raw=raw)
+    with h5py.File(next(folder.glob("*JNGFR03*")), "r+") as file:
+        file["INDEX/trainId"][:3] = [10000, 10002, 10003]
+    data = JUNGFRAU(RunDirectory(str(folder), parallelize=False), raw=raw)
+    theirs = (data.masked_data() if not raw else data["data.adc"]).xarray().values
+    theirs = theirs.reshape(2, 4, CELLS, 512, 1024)
+    ds = open_runs(str(folder))
+    assert ds["frames"].shape == (4 * CELLS, 8 * 512, 1024)
+    assert ds["trainId"].values.tolist() == np.repeat([10000, 10001, 10002, 10003], CELLS).tolist()
+    assert ds["pulseId"].values.tolist() == ds["cellId"].values.tolist() == [*range(CELLS)] * 4
+    for module, there, expected in ((0, [0, 1, 2], theirs[0]), (2, [0, 2, 3], theirs[1])):
+        rows = slice(module * 512, module * 512 + 512)
+        frames = ds["frames"][:, rows].values.reshape(4, CELLS, 512, 1024)
+        np.testing.assert_array_equal(frames[there], expected[there])
+        absent = frames[({0, 1, 2, 3} - set(there)).pop()]
+        assert (absent == 65535).all() if raw else np.isnan(absent).all()
+    faults = ds.attrs["faults"][str(folder)]
+    assert faults == {"missing_modules": [1, 3, 4, 5, 6, 7], "incomplete_frames": 2 * CELLS}
+    # A part that begins and ends within trains.
+    part = take_frames(ds, slice(10, 37))["frames"][:, 1000:1100, 60:200].values
+    np.testing.assert_array_equal(part, ds["frames"][10:37, 1000:1100, 60:200].values)
+    path = tmp_path / "virtual.cxi"
+    data.write_virtual_cxi(str(path))
+    other = open_runs(str(path))
+    np.testing.assert_array_equal(other["frames"][:, :512].values, ds["frames"][:, :512].values)
+    for name in ("trainId", "pulseId", "cellId"):
+        np.testing.assert_array_equal(other[name], ds[name])
+
+
+def test_a_single_module_of_jungfrau(tmp_path):
+    folder = write_jungfrau(tmp_path / "r0052", [3], detector="FXE_XAD_JF500K", trains=1)
+    ds = open_runs(str(folder))
+    assert ds["frames"].shape == (CELLS, 512, 1024)
+    theirs = JUNGFRAU(RunDirectory(str(folder), parallelize=False), first_modno=3, raw=True)
+    np.testing.assert_array_equal(ds["frames"], theirs.get_array("data.adc").values[0, 0])

@@ -88,9 +88,10 @@ def test_tables_that_are_missing_or_unfit_are_told(tmp_path):
     with h5py.File(tmp_path / "hits.h5", "w") as file:
         file["d"] = FRAMES[:4]
         file["run"], file["index"] = [1, 2, 3, 4], [0, 1, 2]
-        file["negative"] = [0, 1, -2, 3]
+        file["negative"], file["real"] = [0, 1, -2, 3], [1.0, 1, 1, 2]
     for names, why in {
         ("run", "index"): r"array 'index' has shape \(3,\), expected one number for each of 4",
+        ("real", "negative"): r"array 'real' .* one number for each of 4 frames, whole, or a text",
         ("no", "negative"): r"has no array 'no', .*set runs\.identity",
         ("run", "negative"): r"negative holds -2, expected positions from 0 on",
     }.items():

@@ -167,6 +167,22 @@ def test_codes_of_small_data_label_by_time_stamp(tmp_path, dtype):
     assert locate(read_labels(source, Labels(codes=codes)), frames).tolist() == [2, 1]
 
 
+@pytest.mark.parametrize(
+    ("values", "codes"),
+    [
+        (np.array([20260101, 0, 20260101]), {20260101: "single", 0: None}),
+        (np.array([True, False, True]), {1: "single", 0: None}),
+        (np.array([b"single", b"", b"single"]), {}),
+        (np.array(["single", "", "single"], h5py.string_dtype()), {}),
+    ],
+)
+def test_codes_of_many_digits_flags_and_texts(tmp_path, values, codes):
+    with h5py.File(tmp_path / "r1.h5", "w") as file:
+        file["kind"] = values
+    source = f"{tmp_path}/r1.h5:kind"
+    assert rows(source, codes=codes) == [["r1", 0, "single"], ["r1", 2, "single"]]
+
+
 def test_a_selection_labels_single_hits_and_others(tmp_path):
     text = ["run,index,selected,reason,score,diameter_nm"]
     for index, reason in enumerate([*REASONS, ""]):
