@@ -20,7 +20,6 @@ from spidask.errors import DataError
 from spidask.io.hdf5 import N_OPEN
 from spidask.io.layout import ANYTHING, FileLayout, find_stack, refuse_unfitting
 from spidask.io.stack import (
-    UNDECODABLE,
     Source,
     StackInfo,
     describe_stack,
@@ -238,7 +237,7 @@ class _FastArray:
     def __getitem__(self, key: Any, /) -> Any:
         try:
             return self.fast[key]
-        except UNDECODABLE:
+        except Exception:  # whatever damaged chunks make zarrs raise
             return self.plain[key]
 
 
