@@ -100,7 +100,7 @@ def test_jobs_that_worked_and_ended_between_two_stages_are_no_failure(tmp_path):
 def test_jobs_that_wait_excuse_those_that_are_refused(pbs, tmp_path):
     # The first two are accepted and wait for ever; a limit refuses the others.
     (pbs / "qsub").write_text(
-        "#!/bin/sh\n"
+        f"#!/bin/sh\necho x >> {tmp_path}/asked\n"
         # Several are asked for at a time; a folder can be made once.
         f"for n in 1 2; do mkdir {tmp_path}/job$n 2>/dev/null && echo $n.pretended && exit; done\n"
         'echo "qsub: limit" >&2\nexit 1\n'
