@@ -21,6 +21,7 @@ import platform
 import resource
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -264,6 +265,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--gpu", action="store_true", help="networks: on the CUDA device")
     options = parser.parse_args()
+    if not os.environ.keys() >= KEEP.keys():
+        # Memory is kept as workers keep it: fresh pages cost more than the kernels.
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP})
     folder = options.folder / options.name
     folder.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.WARNING)
