@@ -293,10 +293,17 @@ def claims_too_much(array: h5py.Dataset, rows: slice) -> bool:
     if base is None or (text is not None and text.length is not None):
         return False
     width = 8 + array.file.id.get_create_plist().get_sizes()[0]
+    stored_here = not (array.chunks or array.is_virtual or array.external)
+    if stored_here and len(range(*rows.indices(array.size))) * width > _n_bytes(array):
+        return True
     content = b"".join(_read_heads(array, rows, width))
     lengths = np.frombuffer(content, "<u4").reshape(-1, width // 4)[:, 0].astype(np.int64)
     size = 1 if text is not None else np.dtype(base).itemsize
-    return int(lengths.sum()) * size > int(array.file.id.get_filesize())
+    return int(lengths.sum()) * size > _n_bytes(array)
+
+
+def _n_bytes(array: h5py.Dataset) -> int:
+    return int(array.file.id.get_filesize())
 
 
 def _read_heads(array: h5py.Dataset, rows: slice, width: int) -> Iterator[bytes]:
@@ -312,4 +319,5 @@ def _read_heads(array: h5py.Dataset, rows: slice, width: int) -> Iterator[bytes]
     for row in range(first, stop, array.chunks[0]) if array.chunks else ():
         with suppress(*ABSENT):  # a chunk that is not there claims nothing
             start = row // array.chunks[0] * array.chunks[0]
-            yield array.id.read_direct_chunk((start,))[1]
+            if array.id.get_chunk_info_by_coord((start,)).size <= _n_bytes(array):
+                yield array.id.read_direct_chunk((start,))[1]
