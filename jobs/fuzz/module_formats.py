@@ -107,7 +107,9 @@ def _image(image: h5py.Group, row: int) -> np.ndarray:
     data = image["data"][row]
     data = data[0] if data.ndim == 3 else data
     mask = image.get("mask")
-    whole = mask is None or mask.shape[: image["data"].ndim] != image["data"].shape
+    whole = getattr(mask, "shape", None) is None or (
+        mask.shape[: image["data"].ndim] != image["data"].shape
+    )
     return np.asarray(data) if whole or mask.dtype.kind not in "iu" else _hide(data, mask[row])
 
 

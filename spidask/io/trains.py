@@ -119,7 +119,7 @@ def read_rows(file: Any, source: str) -> Rows:
         row,
         train[count > 0],
         int((count - there).sum()) * cells,
-        mask is not None and not use_mask,
+        "mask" in group and not use_mask,
         cells,
     )
 
