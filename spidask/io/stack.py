@@ -34,10 +34,7 @@ MISSING_ID = -1
 """Event id of a frame whose file has none."""
 
 # What h5py, zarr and the decompressors raise where the bytes of a frame make no sense.
-UNDECODABLE = (
-    *(OSError, RuntimeError, ValueError, EOFError, ArithmeticError, IndexError),
-    zlib.error,
-)
+UNDECODABLE = (OSError, RuntimeError, ValueError, EOFError, ArithmeticError, IndexError, zlib.error)
 
 
 class Source(Protocol):
