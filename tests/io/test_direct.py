@@ -315,3 +315,16 @@ def test_the_file_is_closed_with_its_reader(tmp_path):
         del reader
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)
+
+
+def test_an_absurd_address_costs_its_frame(tmp_path):
+    path = tmp_path / "r1.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("data", data=np.ones((3, 4, 5), np.uint16), chunks=(1, 4, 5))
+        address = file["data"].id.get_chunk_info(1).byte_offset
+    content = path.read_bytes()
+    old, new = (n.to_bytes(8, "little") for n in (address, 2**63 - 1))
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, new))
+    frames = StackReader(str(path), "data", (3, 4, 5), np.dtype(np.uint16))[0:3, 1:3]
+    assert frames[:, 0, 0].tolist() == [1, 65535, 1]
