@@ -23,7 +23,7 @@ from spidask.labelled import Split, load_labelled, split
 from spidask.metrics import average_precision, best_threshold
 from spidask.monitor import tell
 from spidask.networks.batches import Labelled, draw_batch
-from spidask.networks.calibration import calibrate
+from spidask.networks.calibration import calibrate, choose_threshold
 from spidask.networks.checkpoints import (
     Checkpoint,
     list_checkpoints,
@@ -40,6 +40,7 @@ from spidask.ranks import Rank, average_gradients, run_ranks, sum_over_ranks
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+Logits = npt.NDArray[np.float64]
 log = logging.getLogger(__name__)
 
 
@@ -215,15 +216,16 @@ def _train_seed(
 
 
 def _set_threshold(
-    picked: list[tuple[Member, FloatArray]], is_single: BoolArray, fraction: float | None
+    picked: list[tuple[Member, Logits]], is_single: BoolArray, fraction: float | None
 ) -> list[Member]:
     """Choose the threshold of all members.
 
     A pattern is selected if all of them accept it, so the F1 to be made largest is that of the
     smallest of their probabilities; the best of each alone would reject too much together.
     """
-    least = np.min([scores for _, scores in picked], axis=0).astype(float)
-    threshold, f1 = best_threshold(least, is_single, fraction)
+    least = np.min([logits for _, logits in picked], axis=0)
+    at, f1 = choose_threshold(least, is_single, fraction)
+    threshold = float(expit(at))
     log.info("%d members together: validation F1 %.3f", len(picked), f1)
     return [
         dataclasses.replace(
@@ -237,7 +239,7 @@ def _set_threshold(
 
 def _pick_members(
     is_single: BoolArray, config: Config, seed: int, folder: Path
-) -> list[tuple[Member, FloatArray]]:
+) -> list[tuple[Member, Logits]]:
     ensemble, paths = config.training.ensemble, list_checkpoints(folder)
     if ensemble.stages:
         paths = [path for path in paths if int(path.stem) in ensemble.stages]
@@ -255,22 +257,19 @@ def _judge(logits: FloatArray, is_single: BoolArray, fraction: float | None) -> 
     }
 
 
-def _member(
-    path: Path, is_single: BoolArray, config: Config, seed: int
-) -> tuple[Member, FloatArray]:
-    """A checkpoint as a member, and its probabilities of the validation patterns."""
+def _member(path: Path, is_single: BoolArray, config: Config, seed: int) -> tuple[Member, Logits]:
+    """A checkpoint as a member, and its calibrated log odds of the validation patterns."""
     checkpoint = load_checkpoint(path)
     fraction = config.selection.expected_single_fraction
     slope, intercept = calibrate(checkpoint.validation, is_single, fraction)
-    # In the precision of inference, so that a frame is on the same side there.
-    scores = expit(slope * checkpoint.validation + intercept).astype(np.float32)
-    _, f1 = best_threshold(scores.astype(float), is_single, fraction)
+    logits = slope * checkpoint.validation.astype(float) + intercept
+    _, f1 = best_threshold(logits, is_single, fraction)
     provenance = _provenance(checkpoint, f1, config, seed)
     representation = config.training.representation
     member = Member(
         checkpoint.network, representation, slope=slope, intercept=intercept, provenance=provenance
     )
-    return member, scores
+    return member, logits
 
 
 def _provenance(checkpoint: Checkpoint, f1: float, config: Config, seed: int) -> dict[str, Any]:

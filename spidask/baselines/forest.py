@@ -16,7 +16,7 @@ from spidask.config import Config
 from spidask.errors import ConfigError, TrainingError
 from spidask.frames.polar import PolarGrid, to_polar
 from spidask.io.labels import read_labels
-from spidask.metrics import best_threshold
+from spidask.networks.calibration import choose_threshold
 
 if TYPE_CHECKING:
     from sklearn.ensemble import RandomForestClassifier
@@ -84,8 +84,8 @@ def classify(output: str | Path, config: Config) -> Result:
     Notes
     -----
     There is no validation set: each tree leaves out a part of the hits, and what the trees say of
-    the hits that they left out gives the threshold, that of the largest F1 at the share of single
-    hits that is expected in the data.
+    the hits that they left out gives the threshold, that of the largest expected F1 at the share
+    of single hits that is expected in the data.
     """
     hits = find_hits(output)
     label = label_hits(hits, config)
@@ -100,7 +100,7 @@ def classify(output: str | Path, config: Config) -> Result:
     trees = grow_forest(features[labelled], is_single, config.training.seed)
     # What the trees say of hits that they have not seen.
     honest = trees.oob_decision_function_[:, 1]
-    threshold, _ = best_threshold(honest, is_single, config.selection.expected_single_fraction)
+    threshold, _ = choose_threshold(honest, is_single, config.selection.expected_single_fraction)
     start = time.perf_counter()
     score = (trees.predict_proba(features)[:, 1] - threshold).astype(np.float32)
     seconds += time.perf_counter() - start
