@@ -168,7 +168,7 @@ def begin(patterns: Polar, n_classes: int, seed: int) -> Model:
     Parameters
     ----------
     patterns : Polar
-        Patterns of which each class becomes the mean of a random part.
+        Patterns whose mean radial profile each class gets.
     n_classes : int
         How many classes.
     seed : int
@@ -177,7 +177,7 @@ def begin(patterns: Polar, n_classes: int, seed: int) -> Model:
     Returns
     -------
     Model
-        Means of random turns of random patterns, times a random texture.
+        For each class the mean radial profile of the patterns times a random texture.
     """
     random = np.random.default_rng(seed)
     mean = patterns.photons.sum(0) / np.maximum((patterns.n_pixels.T * patterns.scale).T.sum(0), 1)

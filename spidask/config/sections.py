@@ -287,7 +287,8 @@ class EM(Section):
     n_steps: Annotated[int, Field(ge=1, le=10_000)] = 60
     """The first 28 are less sharp, so that chance decides less."""
     classes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
-    """Classes of single hits; nothing: those most of whose labelled hits are single ones."""
+    """Classes of single hits; nothing: those that together have the largest F1 on the labelled
+    hits."""
 
     @model_validator(mode="after")
     def _classes_exist(self) -> EM:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from spidask.networks.representation import stretch_of
 from spidask.networks.resnet import ResNet18
 from spidask.networks.yolo import CELL, Yolo, YoloV2, YoloV3, choose_anchors
 
+log = logging.getLogger(__name__)
 ARCHITECTURES: dict[str, type[Classifier]] = {
     network.name: network for network in (Compact, ResNet18, EfficientNet, YoloV2, YoloV3)
 }
@@ -94,7 +96,9 @@ def new_network(
     anchors = choose_anchors(boxes, shape, representation, kind.n_anchors)
     network: Yolo = kind(wide, (anchors / CELL if kind is YoloV2 else anchors).tolist())
     if is_darknet(settings):
-        read_weights(network.darknet, settings.initial, prefix=True)
+        n_filled = read_weights(network.darknet, settings.initial, prefix=True)
+        n_all = len(list(network.darknet.convolutions()))
+        log.info("%s fills %d of %d convolutions", settings.initial, n_filled, n_all)
     return network
 
 

@@ -221,7 +221,9 @@ def read_weights(network: Darknet, path: str | Path, *, prefix: bool = False) ->
     return n_filled
 
 
-def write_weights(network: Darknet, path: str | Path, seen: int = 0) -> None:
+def write_weights(
+    network: Darknet, path: str | Path, seen: int = 0, *, n_layers: int | None = None
+) -> None:
     """Write a network as a Darknet ``.weights`` file.
 
     Parameters
@@ -232,10 +234,15 @@ def write_weights(network: Darknet, path: str | Path, seen: int = 0) -> None:
         The file.
     seen : int
         Pictures that it was trained on.
+    n_layers : int, optional
+        Layers to write, as of Darknet's command ``partial``: the first 23 of YOLOv2 are
+        ``darknet19_448.conv.23``, the first 74 of YOLOv3 ``darknet53.conv.74``. Nothing: all.
     """
     with Path(path).open("wb") as file:
         file.write(struct.pack("<iiiq", 0, 2, 0, seen))
-        for _, block in network.convolutions():
+        for place, block in network.convolutions():
+            if n_layers is not None and place >= n_layers:
+                break
             for part in _parts(block):
                 file.write(part.detach().cpu().contiguous().numpy().astype("<f4").tobytes())
 

@@ -23,7 +23,8 @@ ANCHORS = (
 """Widths and heights in pixels of the network's input; the largest three belong to the first
 output."""
 IGNORE = 0.5
-"""Boxes that overlap a true one by more are not held to be empty."""
+"""Boxes that overlap a true one by more are not held to be empty: .5 in section 2.1 of the paper
+and in Darknet's cfg/yolov3-voc.cfg; cfg/yolov3.cfg has .7 by now."""
 STRIDES = (32, 16, 8)
 """Pixels of the input for each cell of an output."""
 PER_OUTPUT = 3

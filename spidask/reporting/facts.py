@@ -112,7 +112,8 @@ class Quality:
         For each class its name, its number and how many of it were selected or rejected, in the
         order of `schema.REASONS`.
     curve : Curve or None
-        Precision and recall of the score; None without a single hit, as are the next ones.
+        Precision and recall of the score; None without a single hit or after an early exit, as are
+        the next ones.
     average_precision : float or None
         Of the score.
     interval : tuple of float or None
@@ -232,7 +233,9 @@ def estimate_purity(selection: xr.Dataset, truth: Truth | None, seed: int) -> Pu
     return Purity(float(scores.mean(dtype=float)), float(low), float(high), len(rows), None)
 
 
-def measure_quality(selection: xr.Dataset, truth: Truth, seed: int) -> Quality:
+def measure_quality(
+    selection: xr.Dataset, truth: Truth, seed: int, *, is_ranked: bool = True
+) -> Quality:
     """Compare a selection with labels.
 
     Parameters
@@ -243,6 +246,9 @@ def measure_quality(selection: xr.Dataset, truth: Truth, seed: int) -> Quality:
         Labels.
     seed : int
         Of the bootstrap.
+    is_ranked : bool
+        Whether scores rank the frames; after an early exit they do not, for a rejected frame has
+        the score of the member that rejected it.
 
     Returns
     -------
@@ -256,7 +262,7 @@ def measure_quality(selection: xr.Dataset, truth: Truth, seed: int) -> Quality:
     outcomes = [
         (name, int(row.sum()), row.tolist()) for name, row in zip(CLASSES, table, strict=True)
     ]
-    if not is_single.any():
+    if not is_ranked or not is_single.any():
         return Quality(metrics, outcomes, None, None, None, 0)
     scores = selection["score"].values[truth.rows].astype(float)
     # Others without a score rank last and only cost time: a beamtime has millions of misses.

@@ -178,7 +178,8 @@ def _template() -> jinja2.Template:
 def _judge(selection: xr.Dataset, config: Config) -> dict[str, Any]:
     truth = match_truth(selection, config)
     seed = config.training.seed
-    quality = measure_quality(selection, truth, seed) if truth else None
+    is_ranked = config.inference.ensemble != "early_exit"
+    quality = measure_quality(selection, truth, seed, is_ranked=is_ranked) if truth else None
     curve = None
     if quality and quality.curve and quality.average_precision is not None:
         curve = figures.draw_curve(quality.curve, quality.metrics, quality.average_precision)

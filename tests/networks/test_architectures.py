@@ -3,6 +3,7 @@
 import csv
 import functools
 import itertools
+import logging
 
 import numpy as np
 import pytest
@@ -141,7 +142,8 @@ def test_anchors_are_those_of_the_boxes_on_the_picture():
     np.testing.assert_allclose(cells.anchors, [[35 / 32, 16 / 32]] * 5, rtol=0.02)
 
 
-def test_weights_of_darknet_begin_a_network(tmp_path):
+def test_weights_of_darknet_begin_a_network(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     torch.manual_seed(3)
     source = new_network(settings_of("yolov2"), WHOLE, (36, 40))
     path = tmp_path / "darknet19_448.conv.23"
@@ -149,6 +151,7 @@ def test_weights_of_darknet_begin_a_network(tmp_path):
     network = begin(settings_of("yolov2", initial=str(path)), make_labelled())
     pairs = zip(source.darknet.parameters(), network.darknet.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+    assert f"{path} fills 23 of 23 convolutions" in caplog.messages
 
 
 def test_imagenet_weights_are_other_than_random_ones():

@@ -87,8 +87,10 @@ def test_old_headers_are_shorter(tmp_path):
 
 def test_a_prefix_fills_the_first_layers(tmp_path):
     network, path = fill(Darknet(SMALL), 1), tmp_path / "small.conv.1"
-    write_weights(network, path)
-    path.write_bytes(path.read_bytes()[: 20 + 4 * PER_LAYER[0]])
+    write_weights(network, tmp_path / "small.weights")
+    write_weights(network, path, n_layers=1)
+    whole = (tmp_path / "small.weights").read_bytes()
+    assert path.read_bytes() == whole[: 20 + 4 * PER_LAYER[0]]
     other = fill(Darknet(SMALL), 2)
     last = other.blocks[3][0].weight.clone()
     assert read_weights(other, path, prefix=True) == 1
@@ -119,6 +121,23 @@ def test_files_that_do_not_fit_are_refused(tmp_path, change, match):
         read_weights(Darknet(SMALL), path)
     with pytest.raises(DataError, match="cannot be read"):
         read_weights(Darknet(SMALL), tmp_path / "gone.weights")
+
+
+@pytest.mark.parametrize(
+    ("build", "n_layers", "n_bytes"),
+    # Of what `darknet partial` writes for the cfg files of below.
+    [(yolov2, 23, 79_327_124), (yolov3, 74, 162_482_580)],
+)
+def test_feature_extractors_are_as_large_as_darknets(build, n_layers, n_bytes):
+    with torch.device("meta"):
+        network = build()
+    n = sum(
+        tensor.numel()
+        for place, block in network.convolutions()
+        for tensor in block.state_dict().values()
+        if place < n_layers and tensor.ndim
+    )
+    assert 20 + 4 * n == n_bytes
 
 
 @pytest.mark.parametrize(("name", "build"), [("yolov2", yolov2), ("yolov3", yolov3)])

@@ -101,6 +101,18 @@ def test_labels_out_of_training_judge_without_truth(beamtime, tmp_path):
     assert "estimated without truth" in text
 
 
+def test_an_early_exit_has_no_average_precision(beamtime):
+    told = words(report(beamtime))
+    assert "scores do not rank" not in told
+    changes = beamtime.config.model_dump()
+    changes["inference"] |= {"ensemble": "early_exit"}
+    text = words(report(beamtime, config=parse_config(changes)))
+    assert re.search(r"Average precision \S early exit: scores do not rank", text)
+    # What does not hang on an order stays.
+    f1 = re.search(r"F1 (\d\.\d+) precision", told)
+    assert f1[0] in text
+
+
 def relabelled(beamtime, **columns):
     """The selection of the same frames with other labels."""
     labels = beamtime.selection.drop_vars(["score", "selected", "reason", "trained_on"])
