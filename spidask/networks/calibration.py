@@ -69,7 +69,7 @@ def choose_threshold(
     -------
     threshold : float
         Patterns of at least this score are selected. It lies midway between the lowest score that
-        is selected and the next one below; where all are selected it is the lowest score.
+        is selected and the next one below; where all are selected, 0.001 below the lowest score.
     f1 : float
         F1 there, of the validation patterns, weighted as `expected_fraction` says.
 
@@ -77,10 +77,13 @@ def choose_threshold(
     -----
     The single hits are counted by their probabilities (`calibrate`) and not by their labels: of k
     selected patterns, F1 = 2 sum(p of the k) / (k + sum(p of all)). For true probabilities no
-    other threshold expects a larger F1, Lipton, Elkan & Naryanaswamy 2014 (arXiv:1402.1892). Some
-    tens of labelled single hits make the threshold of their own largest F1 a matter of chance:
-    where 53 single hits and 280 others were drawn at random, it lost 0.023 of the F1 that any
-    threshold could reach on the other patterns, and this one 0.008.
+    other threshold expects a larger F1, Lipton, Elkan & Naryanaswamy 2014 (arXiv:1402.1892). With
+    some tens of labelled single hits, the threshold of their own largest F1 is a matter of chance.
+    Of 15 classifiers of one simulated beamtime, 53 single hits and 283 others were drawn 60 times
+    each: that threshold lost 0.022 on average of the F1 that any threshold reaches on the other
+    patterns, and this one 0.015; it was the better one for 12 of them. The probabilities are those
+    of a logistic function: where the log odds of the single hits are much narrower than the
+    others', it loses more (0.031 against 0.012 in a simulation).
     """
     slope, intercept = calibrate(logits, is_single, expected_fraction)
     at, place = np.unique(-logits.astype(float), return_inverse=True)
@@ -89,8 +92,8 @@ def choose_threshold(
     single = np.cumsum(np.bincount(place, weight * is_single))
     expected = np.cumsum(np.bincount(place, weight) * expit(intercept - slope * at))
     best = int(np.argmax(2 * expected / (selected + expected[-1])))
-    threshold = -(at[best] + at[min(best + 1, len(at) - 1)]) / 2
-    return float(threshold), float(2 * single[best] / (selected[best] + single[-1]))
+    below = at[best + 1] if best + 1 < len(at) else at[best] + 0.002
+    return float(-(at[best] + below) / 2), float(2 * single[best] / (selected[best] + single[-1]))
 
 
 def _weigh(is_single: BoolArray, expected_fraction: float | None) -> npt.NDArray[np.float64]:
