@@ -199,7 +199,7 @@ def test_reading_overlaps_with_scoring(beamtime, reference, tmp_path, monkeypatc
     """Two threads as of a worker on a GPU, which does one thing at a time."""
     assert len(reference)  # kernels are compiled
     device, spans = threading.Lock(), {"read": [], "score": []}
-    calibrate, score = preprocessing._calibrate_block, scoring_module.score
+    calibrate, score = preprocessing._calibrate_block, scoring_module.score_members
 
     def slowly(what, function):
         start = time.perf_counter()
@@ -217,7 +217,7 @@ def test_reading_overlaps_with_scoring(beamtime, reference, tmp_path, monkeypatc
         "_calibrate_block",
         lambda *a, **k: slowly("read", lambda: calibrate(*a, **k)),
     )
-    monkeypatch.setattr(scoring_module, "score", score_alone)
+    monkeypatch.setattr(scoring_module, "score_members", score_alone)
     monkeypatch.setattr("spidask.inference.shards._n_threads", lambda: 2)
     monkeypatch.setattr("spidask.inference.shards.resolve_device", lambda _config: "cuda")
     write_run(tmp_path / "r0001.h5", 1024, 5, 0.9)
