@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from spidask.frames.calibrate import Calibration, missing_from
 
@@ -126,14 +127,14 @@ def _subtract_common_mode(adu: torch.Tensor, asic: tuple[int, int], max_adu: flo
     n_frames, height, width = adu.shape
     rows, columns = asic
     # Groups at the edge are filled up with pixels that do not count.
-    below, beside = -height % rows, -width % columns
+    down, across = -(-height // rows), -(-width // columns)
     unlit = adu.masked_fill(~(adu <= _single(max_adu)), torch.nan)
-    unlit = torch.nn.functional.pad(unlit, (0, beside, 0, below), value=torch.nan)
-    groups = unlit.unflatten(2, (-1, columns)).unflatten(1, (-1, rows))
-    level = _median(groups.transpose(2, 3).flatten(3))
-    level = torch.where(level.isnan(), 0.0, level)
-    inner = (n_frames, level.shape[1], rows, level.shape[2], columns)
-    spread = level[:, :, None, :, None].expand(inner).flatten(3).flatten(1, 2)
+    filling = (0, across * columns - width, 0, down * rows - height)
+    unlit = functional.pad(unlit, filling, value=torch.nan)
+    groups = unlit.view(n_frames, down, rows, across, columns).transpose(2, 3).flatten(3)
+    level = _median(groups)
+    level = torch.where(level.isnan(), 0.0, level)[:, :, None, :, None]
+    spread = level.expand(-1, -1, rows, -1, columns).reshape(unlit.shape)
     adu.sub_(spread[:, :height, :width])
     adu.masked_fill_(adu.isfinite().logical_not_(), torch.nan)
 
@@ -152,7 +153,7 @@ def _assemble(patterns: torch.Tensor, parts: torch.Tensor, gap: torch.Tensor) ->
     total = flat.new_zeros((len(flat), height * width))
     for part in parts:  # in the order of the kernel for the CPU
         total += flat.index_select(1, part.flatten())
-    return total.masked_fill_(gap.flatten(), torch.nan).unflatten(1, (height, width))
+    return total.masked_fill_(gap.flatten(), torch.nan).view(len(flat), height, width)
 
 
 def _count_photons(patterns: torch.Tensor, lit_photons: float) -> torch.Tensor:
