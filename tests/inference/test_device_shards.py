@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from extra_geom import AGIPD_1MGeometry
 
 from spidask.config import Hits
 from spidask.inference import classify_runs, device_shards
@@ -14,6 +15,7 @@ from spidask.io.runs import open_runs, sign_files
 from spidask.io.store import gather_labels
 from spidask.networks.member import load_member, save_member
 from tests.conftest import SHAPE, make_frames
+from tests.io.test_euxfel import write_run
 
 FITTED = ("diameter", "fit_quality", "fluence")
 
@@ -120,6 +122,31 @@ def test_calibrated_runs_are_labelled_the_same(
     )
     assert np.flatnonzero(~found["readable"].values).tolist() == [7]
     assert 30 < found["hit"].values.sum() < 200
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_assembled_modules_are_labelled_the_same(beamtime, tmp_path, monkeypatch, width):
+    geometry = tmp_path / "agipd.geom"
+    AGIPD_1MGeometry.example().write_crystfel_geom(str(geometry))
+    modules = write_run(tmp_path / "r0001", modules=[3, 4, 8, 15])
+    found, expected = label_both_ways(
+        beamtime,
+        tmp_path,
+        monkeypatch,
+        runs={"files": [str(modules)], "dataset": "*AGIPD1M*"},
+        preprocessing={
+            "assembly": str(geometry),
+            "bin": width,
+            "region": {"y": [580, 680], "x": [500, 600]},
+            "adu_per_photon": 9000,
+            "common_mode": {"asic": [64, 64], "max_adu": 30_000},
+        },
+        hits={"threshold": "none"},
+        inference={"frames_per_block": 5},
+    )
+    assert found["hit"].values.sum() == 12
+    assert (found["photon_count"].values > 0).all()
     assert_same(found, expected)
 
 
