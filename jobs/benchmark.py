@@ -5,6 +5,7 @@
     python jobs/benchmark.py read FOLDER     # a region of every layout against plain Dask
     python jobs/benchmark.py networks FOLDER [--gpu]  # each against eager torch and the matrix rate
     python jobs/benchmark.py kernels FOLDER  # from the raw region to what a network sees
+    python jobs/benchmark.py pipeline FOLDER # the whole against reading alone and a plain loop
 
 FOLDER gets the files that are measured, about 1 GB. Prints a table and writes FOLDER/NAME.json.
 """
@@ -34,6 +35,7 @@ import numpy as np
 import xarray as xr
 from benchmark_kernels import benchmark_kernels
 from benchmark_networks import benchmark_networks
+from benchmark_pipeline import benchmark_pipeline
 from benchmark_reading import benchmark_read
 from distributed import Client
 
@@ -261,7 +263,9 @@ def peak_memory() -> float:
 def main() -> None:
     """Measure, print a table and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=["dask", "scale", "read", "kernels", "networks"])
+    parser.add_argument(
+        "name", choices=["dask", "scale", "read", "kernels", "networks", "pipeline"]
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--gpu", action="store_true", help="networks: on the CUDA device")
     options = parser.parse_args()
@@ -278,6 +282,7 @@ def main() -> None:
         "read": benchmark_read,
         "kernels": benchmark_kernels,
         "networks": networks,
+        "pipeline": benchmark_pipeline,
     }
     rows = benchmarks[options.name](folder)
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
