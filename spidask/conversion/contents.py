@@ -193,17 +193,33 @@ def write_zarr_contents(root: zarr.Group, contents: Contents) -> None:
     contents : Contents
         What to write. Zarr has no links: they are left out.
     """
+    frames = root[contents.home]
+    assert isinstance(frames, zarr.Array)
     for path, values in contents.arrays.items():
         if path not in root:
             texts = values.dtype.kind == "O"
-            kind = {"dtype": "string"} if texts else {"dtype": values.dtype}
-            array = root.create_array(path, shape=values.shape, **kind)
+            array = root.create_array(
+                path,
+                shape=values.shape,
+                dtype="string" if texts else values.dtype,
+                dimension_names=_name_dimensions(path, values.shape, frames.shape),
+            )
             array[...] = values
     for path, attributes in contents.attributes.items():
         item = root[path] if path and path in root else root
         if path and path not in root:
             item = root.create_group(path)
         item.update_attributes({name: _for_json(value) for name, value in attributes.items()})
+
+
+def _name_dimensions(path: str, shape: tuple[int, ...], of_frames: tuple[int, ...]) -> list[str]:
+    """Name them as xarray asks: what goes with the frames or their pixels is called as theirs."""
+    own = [f"{path.rpartition('/')[2]}_{axis}" for axis in range(len(shape))]
+    if shape == of_frames[1:]:
+        return ["y", "x"]
+    if shape[:1] == of_frames[:1]:
+        return ["frame", *own[1:]]
+    return own
 
 
 def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:

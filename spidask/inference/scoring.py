@@ -104,12 +104,14 @@ def _score_block(
 
 
 @measure("score")
-def score_patterns(patterns: FloatArray, paths: Sequence[str], config: Config) -> FloatArray:
+def score_patterns(
+    patterns: FloatArray | torch.Tensor, paths: Sequence[str], config: Config
+) -> FloatArray:
     """Score patterns with every member of an ensemble.
 
     Parameters
     ----------
-    patterns : numpy.ndarray
+    patterns : numpy.ndarray or torch.Tensor
         Shape (n, y, x), float32, photons; NaN where a pixel is missing.
     paths : sequence of str
         The members' files.

@@ -107,6 +107,29 @@ def test_every_value_of_every_pair_of_forms(tmp_path, source, target, codec):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_xarray_opens_what_was_converted_to_zarr(tmp_path):
+    frames = make_frames(np.uint16)
+    path = write_source(tmp_path, "hdf5", frames)
+    with h5py.File(path, "a") as file:
+        file["scan/gain"] = np.full((ROWS, COLUMNS), 2.5)
+        file["scan/cells"] = np.arange(N * 3).reshape(N, 3)
+        file["scan/name"] = "PR772"
+    convert(path, tmp_path / "out.zarr", dataset="scan/data")
+    beside = xr.open_zarr(tmp_path / "out.zarr", consolidated=False)
+    assert beside["trainId"].dims == ("frame",)
+    assert beside["trainId"].values.tolist() == [900 + i for i in range(N)]
+    scan = xr.open_zarr(tmp_path / "out.zarr", group="scan", consolidated=False)
+    dims = {str(name): array.dims for name, array in scan.items()}
+    assert dims == {
+        "data": ("frame", "y", "x"),
+        "gain": ("y", "x"),
+        "cells": ("frame", "cells_1"),
+        "name": (),
+    }
+    np.testing.assert_array_equal(scan["data"], frames)
+    np.testing.assert_array_equal(scan["cells"], np.arange(N * 3).reshape(N, 3))
+
+
 @pytest.mark.parametrize("dtype", ["<i2", ">u2", "<u4", "<f4", "<f8", ">f8", "u1", "<i8"])
 @pytest.mark.parametrize("target", ANY_VALUE)
 @pytest.mark.parametrize("source", ["zarr", "hdf5"])
