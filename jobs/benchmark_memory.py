@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from logging import CRITICAL
 from pathlib import Path
 
 import dask
@@ -44,7 +45,9 @@ def measure_memory(run: xr.Dataset, config: Config, labels: Path, n_threads: int
     members = config.inference.members
     with (
         dask.config.set(environment),
-        LocalCluster(n_workers=1, threads_per_worker=n_threads, dashboard_address=None) as cluster,
+        LocalCluster(
+            n_workers=1, threads_per_worker=n_threads, dashboard_address=None, silence_logs=CRITICAL
+        ) as cluster,
         Client(cluster) as client,
     ):
         for _ in range(TIMES):
