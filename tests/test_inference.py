@@ -18,9 +18,9 @@ from spidask.inference import classify, classify_runs, enclose_windows
 from spidask.inference import scoring as scoring_module
 from spidask.io.labels import read_labels
 from spidask.io.progress import read_progress
-from spidask.io.runs import open_runs, sign_files
+from spidask.io.runs import open_runs, select_run, sign_files
 from spidask.io.store import gather_labels, missing_shards
-from spidask.monitor import watch
+from spidask.monitor import shrink_pattern, watch
 from spidask.networks.device import choose_device, resolve_device
 from spidask.networks.member import load_member, save_member
 from spidask.preprocessing import preprocess
@@ -180,6 +180,10 @@ def test_what_a_shard_took_and_showed_is_told(beamtime, tmp_path):
     assert pictures
     for event in pictures:
         assert event["score"] >= 0
+        config = easy.config(tmp_path)
+        run = select_run(open_runs(config.runs.files, "data"), event["run"])
+        pattern = preprocess(run, config)["patterns"][event["index"]].values
+        assert event["pattern"]["pixels"] == shrink_pattern(pattern)["pixels"]
         assert tuple(event["pattern"]["shape"]) == (36, 40)
     shards = [event for event in events if event["kind"] == "shard"]
     (stage,) = (event for event in events if event["kind"] == "stage")

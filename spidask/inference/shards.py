@@ -266,8 +266,14 @@ def _store(
         try:
             best = _tell_shard(shard, computed, members, config, prepared)
             if best is not None:
-                first = number * config.inference.frames_per_shard
-                _tell_picture(run, first + best[0], best[1], shard, config)
+                place, score = best
+                row = number * config.inference.frames_per_shard + place
+                if prepared is None:
+                    pattern = _compute_pattern(run, row, config)
+                else:
+                    pattern = prepared.hits[computed["hit"].values[:place].sum()]
+                picture, index = shrink_pattern(pattern), int(run["index"][row])
+                tell("picture", run=name, index=index, score=score, pattern=picture)
         except Exception:  # the labels are stored; a picture must not cost them
             log.exception("shard %d of %s is done but not told", number, name)
     return shard
@@ -366,11 +372,10 @@ def _tell_shard(
     return best, round(float(margin[best]), 4)
 
 
-def _tell_picture(run: xr.Dataset, row: int, score: float, shard: Shard, config: Config) -> None:
+def _compute_pattern(run: xr.Dataset, row: int, config: Config) -> npt.NDArray[np.float32]:
     with dask.config.set(scheduler="synchronous"):
         (pattern,) = preprocess(take_frames(run, [row]), config)["patterns"].values
-    index, picture = int(run["index"][row]), shrink_pattern(pattern)
-    tell("picture", run=shard.run, index=index, score=score, pattern=picture)
+    return np.asarray(pattern)
 
 
 def _n_threads() -> int:
