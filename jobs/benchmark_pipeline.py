@@ -19,6 +19,7 @@ import hdf5plugin
 import numpy as np
 import torch
 import xarray as xr
+from benchmark_memory import measure_memory
 from benchmark_networks import simulate, write_members
 
 from spidask.config import Config, parse_config
@@ -37,6 +38,7 @@ FRAME = (512, 1024)
 REGION = (slice(0, 123), slice(392, 632))
 N_FRAMES, N_HITS = 4096, 82
 DARK, ADU_PER_PHOTON, NOISE = 100.0, 25.0, 3.0
+COMMON_MODE = {"asic": [1, 128], "max_adu": 12}
 STOCK = 64
 ROUNDS = 9
 LAYOUTS = ("bitshuffle/LZ4", "uncompressed")
@@ -104,7 +106,9 @@ def write_plain(path: Path, frames: list[np.ndarray], order: np.ndarray) -> None
             file.write(frames[source][: REGION[0].stop].tobytes())
 
 
-def configure(path: Path, folder: Path, members: list[str], **inference: str) -> Config:
+def configure(
+    path: Path, folder: Path, members: list[str], common_mode: dict | None = None, **inference: str
+) -> Config:
     """Classify a run: dark, gain, adaptive hits, five members with early exit, sizes."""
     with h5py.File(folder / "maps.h5", "w") as file:
         file["dark"] = np.full(FRAME, DARK, np.float32)
@@ -119,6 +123,7 @@ def configure(path: Path, folder: Path, members: list[str], **inference: str) ->
                 "dark": f"{folder}/maps.h5:dark",
                 "gain": f"{folder}/maps.h5:gain",
                 "adu_per_photon": ADU_PER_PHOTON,
+                "common_mode": common_mode,
             },
             "inference": {"members": members, "ensemble": "early_exit", **inference},
             "cluster": {"kind": "inline"},
@@ -235,6 +240,19 @@ def measure_layout(folder: Path, layout: str, hits: np.ndarray, members: list[st
     return rows
 
 
+def measure_workers(folder: Path, members: list[str]) -> list[Row]:
+    """Memory of a worker for a shard of 4 096 frames."""
+    path, rows = folder / f"{LAYOUTS[0].replace('/', '-')}.h5", list[Row]()
+    for mode in (None, COMMON_MODE):
+        config = configure(path, folder, members, mode)
+        run = open_runs(config.runs.files, config.runs.dataset)
+        for n_threads in (1, 2):
+            labels = empty_store(run, config)
+            what = f"memory of a worker of {n_threads} threads" + (", common mode" if mode else "")
+            rows.append({"what": what, "MB": measure_memory(run, config, labels, n_threads)})
+    return rows
+
+
 def describe(what: str, precision: str, turns: Turns, parts: Turns) -> list[Row]:
     """Rows of the whole and of the plain loop's parts."""
     whole, plain = turns.cpu[precision], turns.cpu[f"plain {precision}"]
@@ -273,9 +291,10 @@ def benchmark_pipeline(folder: Path) -> list[Row]:
     Returns
     -------
     list of dict
-        For each layout reading alone; for each precision the whole, and the parts.
+        For each layout reading alone; for each precision the whole, and the parts; memory.
     """
     torch.set_num_threads(1)
     hits = simulate(folder)
     members = write_members(folder, hits)
-    return [row for layout in LAYOUTS for row in measure_layout(folder, layout, hits, members)]
+    rows = [row for layout in LAYOUTS for row in measure_layout(folder, layout, hits, members)]
+    return rows + measure_workers(folder, members)

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.special import expit
-from torch.nn import functional
 
 from spidask.config import Precision, Representation
 from spidask.errors import DataError
@@ -133,38 +131,10 @@ def read_architecture(path: str | Path) -> type[Classifier]:
         raise DataError(f"{path} is no member of this version: {error}", path=str(path)) from None
 
 
-def score(
-    member: Member,
-    patterns: FloatArray | torch.Tensor,
-    batch_size: int,
-    precision: Precision = "fp32",
-) -> FloatArray:
-    """Probability of a single hit for each pattern.
-
-    Parameters
-    ----------
-    member : Member
-        The classifier.
-    patterns : numpy.ndarray or torch.Tensor
-        Shape (frame, y, x), float32, photons, NaN where missing.
-    batch_size : int
-        Patterns that the network sees at once; see `logits`.
-    precision : {"fp32", "bf16"}
-        In which the network multiplies.
-
-    Returns
-    -------
-    numpy.ndarray
-        Calibrated probabilities, shape (frame,), float32.
-    """
-    found = logits(member.network, member.representation, patterns, batch_size, precision)
-    return expit(member.slope * found + member.intercept).astype(np.float32)
-
-
 def logits(
     network: Classifier,
     representation: Representation,
-    patterns: FloatArray | torch.Tensor,
+    patterns: FloatArray,
     batch_size: int,
     precision: Precision = "fp32",
 ) -> FloatArray:
@@ -176,7 +146,7 @@ def logits(
         The network, in evaluation mode.
     representation : Representation
         What the network sees of a pattern.
-    patterns : numpy.ndarray or torch.Tensor
+    patterns : numpy.ndarray
         Shape (frame, y, x), float32, photons, NaN where missing.
     batch_size : int
         Patterns that the network sees at once; the last batch is padded to it, because the
@@ -193,21 +163,15 @@ def logits(
     out = np.empty(len(patterns), np.float32)
     for start in range(0, len(patterns), batch_size):
         part = patterns[start : start + batch_size]
+        batch = np.zeros((batch_size, *patterns.shape[1:]), np.float32)
+        batch[: len(part)] = part
         with torch.inference_mode():
-            seen = network.see(_fill_up(part, batch_size).to(device), representation)
+            seen = network.see(torch.from_numpy(batch).to(device), representation)
             with in_precision(device.type, precision):
                 outputs = network(*seen)
             found = network.log_odds(in_single_precision(outputs))
             out[start : start + len(part)] = found[: len(part)].cpu()
     return out
-
-
-def _fill_up(patterns: FloatArray | torch.Tensor, batch_size: int) -> torch.Tensor:
-    if isinstance(patterns, torch.Tensor):
-        return functional.pad(patterns, (0, 0, 0, 0, 0, batch_size - len(patterns)))
-    batch = np.zeros((batch_size, *patterns.shape[1:]), np.float32)
-    batch[: len(patterns)] = patterns
-    return torch.from_numpy(batch)
 
 
 def digest(path: str | Path) -> str:
