@@ -7,8 +7,10 @@
     python jobs/benchmark.py networks FOLDER [--gpu]  # each against eager torch and the matrix rate
     python jobs/benchmark.py kernels FOLDER  # from the raw region to what a network sees
     python jobs/benchmark.py pipeline FOLDER # the whole against reading alone and a plain loop
+    python jobs/benchmark.py pipeline FOLDER --gpu  # the whole and YOLOv2-416 on a CUDA device
 
-FOLDER gets the files that are measured, about 4 GB. Prints a table and writes FOLDER/NAME.json.
+FOLDER gets the files that are measured, about 4 GB. Prints a table and writes it as JSON into
+FOLDER/NAME.
 """
 
 from __future__ import annotations
@@ -32,8 +34,10 @@ import dask
 import h5py
 import hdf5plugin
 import numpy as np
+import torch
 import xarray as xr
 from benchmark_all import measure_all
+from benchmark_gpu import benchmark_gpu
 from benchmark_kernels import benchmark_kernels
 from benchmark_memory import peak_memory
 from benchmark_networks import benchmark_networks
@@ -271,6 +275,17 @@ def benchmark_scale(folder: Path) -> list[Row]:
     return rows
 
 
+def refuse_without_gpu(name: str) -> None:
+    """End where rows of a GPU are asked for that cannot be measured."""
+    if name not in ("networks", "pipeline"):
+        raise SystemExit(f"benchmark.py {name} has no rows of a GPU; give networks or pipeline")
+    if not torch.cuda.is_available():
+        raise SystemExit(
+            f"torch {torch.__version__} sees no CUDA device on this machine: no row of a GPU was "
+            "measured; run this where there is one, or leave out --gpu"
+        )
+
+
 def main() -> None:
     """Measure, print a table and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -278,8 +293,10 @@ def main() -> None:
         "name", choices=["all", "dask", "scale", "read", "kernels", "networks", "pipeline"]
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--gpu", action="store_true", help="networks: on the CUDA device")
+    parser.add_argument("--gpu", action="store_true", help="networks, pipeline: on the CUDA device")
     options = parser.parse_args()
+    if options.gpu:
+        refuse_without_gpu(options.name)
     if not os.environ.keys() >= KEEP.keys():
         # Memory is kept as workers keep it: fresh pages cost more than the kernels.
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP})
@@ -293,7 +310,7 @@ def main() -> None:
         "read": benchmark_read,
         "kernels": benchmark_kernels,
         "networks": networks,
-        "pipeline": benchmark_pipeline,
+        "pipeline": benchmark_gpu if options.gpu else benchmark_pipeline,
     }
     if options.name == "all":
         names = [name for name in benchmarks if name != "scale"]
@@ -301,13 +318,16 @@ def main() -> None:
         return
     rows = benchmarks[options.name](folder)
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    if options.gpu:
+        machine += f", {torch.cuda.get_device_name()}"
     print(f"{machine}, {time.strftime('%Y-%m-%d')}")
     for row in rows:
         what, *_ = row.values()
         told = ", ".join(f"{v:.4g} {k}" for k, v in row.items() if isinstance(v, float))
         print(f"  {what:60} {told}")
     facts = {"machine": machine, "date": time.strftime("%Y-%m-%d"), "rows": rows}
-    (folder / f"{options.name}.json").write_text(json.dumps(facts, indent=1))
+    name = f"{options.name}-gpu" if options.gpu else options.name
+    (folder / f"{name}.json").write_text(json.dumps(facts, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A shard as a GPU labels it, on torch's CPU device, against the way of the CPU."""
 
 import dataclasses
+import threading
 
 import h5py
 import numpy as np
@@ -13,8 +14,10 @@ from spidask.inference import classify_runs, device_shards
 from spidask.inference.device_shards import cut_blocks
 from spidask.io.runs import open_runs, sign_files
 from spidask.io.store import gather_labels
+from spidask.networks import staging
 from spidask.networks.member import load_member, save_member
 from tests.conftest import SHAPE, make_frames
+from tests.conftest import write_run as make_run
 from tests.io.test_euxfel import write_run
 
 FITTED = ("diameter", "fit_quality", "fluence")
@@ -170,6 +173,38 @@ def test_blocks_end_where_windows_do(chunks):
     # What is left over after the last whole window belongs to it.
     assert all(end % 100 == 0 or end == sum(chunks) for end in ends)
     assert sum(chunks) in ends
+
+
+def test_blocks_are_read_while_hits_are_scored(beamtime, tmp_path, monkeypatch):
+    reads, lock, n_seen = [], threading.Condition(), []
+    read, score = staging.send, device_shards.score_patterns
+
+    def send(*args):
+        sent = read(*args)
+        with lock:
+            reads.append(len(sent[0]))
+            lock.notify_all()
+        return sent
+
+    def score_later(patterns, *args):
+        # It goes on once the blocks ahead are there, which nobody has asked for yet.
+        n = min(len(n_seen) + 1 + 3, 16)
+        with lock:
+            assert lock.wait_for(lambda: len(reads) >= n, timeout=60)
+        n_seen.append(len(patterns))
+        return score(patterns, *args)
+
+    monkeypatch.setattr(staging, "send", send)
+    monkeypatch.setattr(device_shards, "score_patterns", score_later)
+    monkeypatch.setattr(device_shards, "SCORED_AT_ONCE", 1)
+    monkeypatch.setattr("spidask.inference.shards._n_threads", lambda: 2)
+    monkeypatch.setattr("spidask.inference.shards.resolve_device", lambda _: "cpu:0")
+    make_run(tmp_path / "r0001.h5", 1024, 5, 0.9)
+    one_run = dataclasses.replace(beamtime, folder=tmp_path)
+    inference = {"frames_per_block": 64, "frames_per_shard": 1024}
+    found = label(one_run, tmp_path / "out", hits={"threshold": 100.0}, inference=inference)
+    assert len(n_seen) == len(reads) == 16
+    assert sum(n_seen) == found["hit"].values.sum() > 800
 
 
 @pytest.mark.gpu
