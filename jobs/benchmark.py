@@ -1,6 +1,6 @@
 """Measure spidask on this machine, everything side by side in one run.
 
-    python jobs/benchmark.py all FOLDER      # all but scale; one table, one JSON and a picture
+    python jobs/benchmark.py all FOLDER [--gpu]  # all but scale; one table, one JSON, a picture
     python jobs/benchmark.py dask FOLDER     # two Dask workers against plain loops, and against one
     python jobs/benchmark.py scale FOLDER    # 12 million frames in 400 runs: what all shards cost
     python jobs/benchmark.py read FOLDER     # a region of every layout against plain Dask
@@ -60,6 +60,7 @@ N_RUNS = 4
 N_RUNS_TO_DO = 16
 REPEATS = 3
 GPU_WORKERS = (1, 8, 64)
+ON_GPU = ("networks", "pipeline")
 
 Row = dict[str, str | float]
 
@@ -277,7 +278,7 @@ def benchmark_scale(folder: Path) -> list[Row]:
 
 def refuse_without_gpu(name: str) -> None:
     """End where rows of a GPU are asked for that cannot be measured."""
-    if name not in ("networks", "pipeline"):
+    if name not in ("all", *ON_GPU):
         raise SystemExit(f"benchmark.py {name} has no rows of a GPU; give networks or pipeline")
     if not torch.cuda.is_available():
         raise SystemExit(
@@ -300,6 +301,10 @@ def main() -> None:
     if not os.environ.keys() >= KEEP.keys():
         # Memory is kept as workers keep it: fresh pages cost more than the kernels.
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP})
+    if options.name == "all":
+        names = ON_GPU if options.gpu else ("read", "kernels", "networks", "pipeline", "dask")
+        measure_all(names, Path(__file__), options.folder, gpu=options.gpu)
+        return
     folder = options.folder / options.name
     folder.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.WARNING)
@@ -312,10 +317,6 @@ def main() -> None:
         "networks": networks,
         "pipeline": benchmark_gpu if options.gpu else benchmark_pipeline,
     }
-    if options.name == "all":
-        names = [name for name in benchmarks if name != "scale"]
-        measure_all(names, Path(__file__), options.folder)
-        return
     rows = benchmarks[options.name](folder)
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     if options.gpu:

@@ -34,7 +34,7 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-def measure_all(names: Sequence[str], script: Path, folder: Path) -> None:
+def measure_all(names: Sequence[str], script: Path, folder: Path, *, gpu: bool = False) -> None:
     """Run benchmarks one after the other, each in a process of its own.
 
     Parameters
@@ -44,22 +44,25 @@ def measure_all(names: Sequence[str], script: Path, folder: Path) -> None:
     script : Path
         What measures one of them, prints its table and writes FOLDER/NAME/NAME.json.
     folder : Path
-        Gets ``benchmark.json`` and ``benchmark.png`` besides.
+        Gets ``benchmark.json`` and ``benchmark.png`` besides; of a GPU, ``benchmark-gpu``.
+    gpu : bool
+        Measure the rows of the CUDA device.
     """
     found = {"machine": describe_machine(), "load": os.getloadavg()[0], "rows": {}}
-    rows = []
+    rows, suffix = [], "-gpu" if gpu else ""
     for name in names:
         start = time.perf_counter()
-        subprocess.run([sys.executable, str(script), name, str(folder)], check=True)
+        command = [sys.executable, str(script), name, str(folder), *["--gpu"] * gpu]
+        subprocess.run(command, check=True)
         print(f"  {name} took {time.perf_counter() - start:.0f} s", flush=True)
-        given = json.loads((folder / name / f"{name}.json").read_text())["rows"]
+        given = json.loads((folder / name / f"{name}{suffix}.json").read_text())["rows"]
         found["rows"][name] = given
         rows += given
-    found["aims"] = {text: round(times, 3) for text, times, _ in judge(rows)}
-    (folder / "benchmark.json").write_text(json.dumps(found, indent=1))
+    found["aims"] = {text: round(times, 3) for text, times in judge(rows)}
+    (folder / f"benchmark{suffix}.json").write_text(json.dumps(found, indent=1))
     machine = found["machine"]
     title = f"{machine['processor']}, {machine['cores']} cores, {machine['date']}"
-    draw(rows, title, folder / "benchmark.png")
+    draw(rows, title, folder / f"benchmark{suffix}.png")
     print(f"{title}; 1 and more is reached:")
-    for text, times, _ in judge(rows):
+    for text, times in judge(rows):
         print(f"  {times:6.2f}  {text}")
