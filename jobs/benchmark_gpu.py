@@ -177,12 +177,14 @@ def measure_layout(
     pipeline.write_run(path, layout, hits)
     n_threads = len(os.sched_getaffinity(0))
     configs = {
-        name: pipeline.configure(path, folder, [str(member)], device=device, precision="bf16")
+        name: pipeline.configure(
+            path, folder, [str(member)], device=device, precision="bf16"
+        ).model_copy(update={"output": str(folder / name)})
         for name, member in members.items()
     }
     run = open_runs([str(path)], "data")
     works: dict[str, Callable[[], Any]] = {"reading alone": partial(read_alone, path, n_threads)}
-    works |= {name: partial(label, run, config) for name, config in configs.items()}
+    works |= {name: prepare(run, config) for name, config in configs.items()}
     seconds = interleave(works, ROUNDS, device)
     rows: list[Row] = [
         {
@@ -190,7 +192,7 @@ def measure_layout(
             "frames/s": pipeline.N_FRAMES / statistics.median(seconds["reading alone"]),
         }
     ]
-    for name, config in configs.items():
+    for name in configs:
         rate = pipeline.N_FRAMES / statistics.median(seconds[name])
         rows.append(
             {
@@ -198,7 +200,7 @@ def measure_layout(
                 "frames/s": rate,
                 "of AGIPD's rate": rate / AGIPD_RATE,
                 "of reading alone": ratio(seconds["reading alone"], seconds[name]),
-                **split(run, config, device),
+                **split(works[name], device),
             }
         )
     return [*rows, *compare(run, configs["compact"], layout)]
@@ -214,19 +216,24 @@ def read_alone(path: Path, n_threads: int) -> None:
             assert block
 
 
+def prepare(run: xr.Dataset, config: Config) -> Callable[[], object]:
+    """Make a store; gives what labels the one shard of a run in it, again and again."""
+    labels = pipeline.empty_store(run, config)
+    return partial(label_shard, run, config.inference.members or [], config, labels, 0)
+
+
 def label(run: xr.Dataset, config: Config) -> xr.Dataset:
     """Label the one shard of a run; gives its labels."""
-    labels = pipeline.empty_store(run, config)
-    label_shard(run, config.inference.members or [], config, labels, 0)
-    return store.gather_labels(labels)
+    prepare(run, config)()
+    return store.gather_labels(Path(config.output) / "labels.zarr")
 
 
-def split(run: xr.Dataset, config: Config, device: str) -> Row:
+def split(work: Callable[[], object], device: str) -> Row:
     """Where the time of one more shard goes, and the largest memory of the device."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     start = clock(device)
-    label(run, config)
+    work()
     whole = clock(device) - start
     row: Row = {f"s {work}": seconds for work, seconds in take_seconds().items()}
     row["s by the clock, of which reading is in all threads"] = whole
