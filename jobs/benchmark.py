@@ -1,12 +1,16 @@
 """Measure spidask on this machine, everything side by side in one run.
 
-    python jobs/benchmark.py dask FOLDER     # shards on two Dask workers against two plain loops
+    python jobs/benchmark.py all FOLDER [--gpu]  # all but scale; one table, one JSON, a picture
+    python jobs/benchmark.py dask FOLDER     # two Dask workers against plain loops, and against one
     python jobs/benchmark.py scale FOLDER    # 12 million frames in 400 runs: what all shards cost
     python jobs/benchmark.py read FOLDER     # a region of every layout against plain Dask
     python jobs/benchmark.py networks FOLDER [--gpu]  # each against eager torch and the matrix rate
     python jobs/benchmark.py kernels FOLDER  # from the raw region to what a network sees
+    python jobs/benchmark.py pipeline FOLDER # the whole against reading alone and a plain loop
+    python jobs/benchmark.py pipeline FOLDER --gpu  # the whole and YOLOv2-416 on a CUDA device
 
-FOLDER gets the files that are measured, about 1 GB. Prints a table and writes FOLDER/NAME.json.
+FOLDER gets the files that are measured, about 4 GB. Prints a table and writes it as JSON into
+FOLDER/NAME.
 """
 
 from __future__ import annotations
@@ -18,7 +22,6 @@ import logging
 import multiprocessing
 import os
 import platform
-import resource
 import shutil
 import statistics
 import sys
@@ -31,9 +34,14 @@ import dask
 import h5py
 import hdf5plugin
 import numpy as np
+import torch
 import xarray as xr
+from benchmark_all import measure_all
+from benchmark_gpu import benchmark_gpu
 from benchmark_kernels import benchmark_kernels
+from benchmark_memory import peak_memory
 from benchmark_networks import benchmark_networks
+from benchmark_pipeline import benchmark_pipeline, ratio
 from benchmark_reading import benchmark_read
 from distributed import Client
 
@@ -48,10 +56,11 @@ from spidask.planning import make_plan
 
 SHAPE = (123, 240)
 N_WORKERS = 2
-N_RUNS = 8
+N_RUNS = 4
 N_RUNS_TO_DO = 16
 REPEATS = 3
 GPU_WORKERS = (1, 8, 64)
+ON_GPU = ("networks", "pipeline")
 
 Row = dict[str, str | float]
 
@@ -149,7 +158,7 @@ def time_dask(frames: xr.Dataset, config: Config, client: Client) -> tuple[float
 
 
 def benchmark_dask(folder: Path) -> list[Row]:
-    """Two Dask workers against two plain loops over the same shards of the default size."""
+    """Two Dask workers against two plain loops and against one worker, default size of shards."""
     files = [folder / f"r{number:04d}.h5" for number in range(1, N_RUNS + 1)]
     for number, path in enumerate(files):
         if not path.exists() and number < 2:
@@ -157,23 +166,37 @@ def benchmark_dask(folder: Path) -> list[Row]:
         elif not path.exists():
             path.symlink_to(files[number % 2])
     config = config_of(files, folder / "out")
+    single = config_of(files, folder / "single", cluster={"cpu_workers": 1})
     frames = open_runs(config.runs.files, config.runs.dataset)
-    plain, with_dask, overhead = [], [], []
-    with connect(config.cluster, config.output) as client:
+    plain, with_dask, alone, overhead = [], [], [], []
+    with (
+        connect(config.cluster, config.output) as client,
+        connect(single.cluster, single.output) as one,
+    ):
         assert client is not None
+        assert one is not None
         time_dask(frames, config, client)  # warm
+        time_dask(frames, single, one)
         for _ in range(REPEATS):
             plain.append(time_loops(frames, config))
             seconds, done = time_dask(frames, config, client)
             with_dask.append(seconds)
             overhead.append((seconds - sum(s.seconds for s in done) / N_WORKERS) / len(done))
+            alone.append(time_dask(frames, single, one)[0])
+        memory = max(client.run(peak_memory).values())
     n_frames = frames.sizes["frame"]
-    ratio = statistics.median(d / p for d, p in zip(with_dask, plain, strict=True))
     return [
         {"what": "plain loops, two processes", "frames/s": n_frames / statistics.median(plain)},
-        {"what": "two Dask workers", "frames/s": n_frames / statistics.median(with_dask)},
-        {"what": "time with Dask over time without, median of pairs", "ratio": ratio},
-        {"what": "outside of shards, per shard", "seconds": statistics.median(overhead)},
+        {"what": "one Dask worker", "frames/s": n_frames / statistics.median(alone)},
+        {
+            "what": "two Dask workers",
+            "frames/s": n_frames / statistics.median(with_dask),
+            "x the time of plain loops": ratio(with_dask, plain),
+            "x the rate of one": ratio(alone, with_dask),
+            "seconds outside of shards, per shard": statistics.median(overhead),
+            "MB a worker at most": memory,
+            "MB driver and scheduler at most": peak_memory(),
+        },
     ]
 
 
@@ -253,21 +276,35 @@ def benchmark_scale(folder: Path) -> list[Row]:
     return rows
 
 
-def peak_memory() -> float:
-    """Largest memory of this process so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+def refuse_without_gpu(name: str) -> None:
+    """End where rows of a GPU are asked for that cannot be measured."""
+    if name not in ("all", *ON_GPU):
+        raise SystemExit(f"benchmark.py {name} has no rows of a GPU; give networks or pipeline")
+    if not torch.cuda.is_available():
+        raise SystemExit(
+            f"torch {torch.__version__} sees no CUDA device on this machine: no row of a GPU was "
+            "measured; run this where there is one, or leave out --gpu"
+        )
 
 
 def main() -> None:
     """Measure, print a table and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=["dask", "scale", "read", "kernels", "networks"])
+    parser.add_argument(
+        "name", choices=["all", "dask", "scale", "read", "kernels", "networks", "pipeline"]
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--gpu", action="store_true", help="networks: on the CUDA device")
+    parser.add_argument("--gpu", action="store_true", help="networks, pipeline: on the CUDA device")
     options = parser.parse_args()
+    if options.gpu:
+        refuse_without_gpu(options.name)
     if not os.environ.keys() >= KEEP.keys():
         # Memory is kept as workers keep it: fresh pages cost more than the kernels.
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP})
+    if options.name == "all":
+        names = ON_GPU if options.gpu else ("read", "kernels", "networks", "pipeline", "dask")
+        measure_all(names, Path(__file__), options.folder, gpu=options.gpu)
+        return
     folder = options.folder / options.name
     folder.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.WARNING)
@@ -278,16 +315,20 @@ def main() -> None:
         "read": benchmark_read,
         "kernels": benchmark_kernels,
         "networks": networks,
+        "pipeline": benchmark_gpu if options.gpu else benchmark_pipeline,
     }
     rows = benchmarks[options.name](folder)
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    if options.gpu:
+        machine += f", {torch.cuda.get_device_name()}"
     print(f"{machine}, {time.strftime('%Y-%m-%d')}")
     for row in rows:
         what, *_ = row.values()
         told = ", ".join(f"{v:.4g} {k}" for k, v in row.items() if isinstance(v, float))
         print(f"  {what:60} {told}")
     facts = {"machine": machine, "date": time.strftime("%Y-%m-%d"), "rows": rows}
-    (folder / f"{options.name}.json").write_text(json.dumps(facts, indent=1))
+    name = f"{options.name}-gpu" if options.gpu else options.name
+    (folder / f"{name}.json").write_text(json.dumps(facts, indent=1))
 
 
 if __name__ == "__main__":

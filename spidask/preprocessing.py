@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache, partial
 from itertools import chain, pairwise
@@ -174,9 +175,9 @@ def _unpack(block: Any) -> Any:
 
 
 class Calibrated(NamedTuple):
-    """What one pass over a block of frames gives, see `calibrate`."""
+    """What one pass over a block of frames gives, see `calibrate`; patterns may be on a device."""
 
-    patterns: NDArray[np.float32]
+    patterns: Any
     counts: NDArray[np.float64]
 
 
@@ -189,7 +190,7 @@ def _lit_pixels(block: Calibrated) -> NDArray[np.int32]:
 
 
 def _hit_score(block: Calibrated) -> NDArray[np.float32]:
-    return hits.hit_score(block.counts, block.patterns[0].size)
+    return hits.hit_score(block.counts, math.prod(block.patterns.shape[1:]))
 
 
 def _readable(block: Calibrated) -> NDArray[np.bool_]:
@@ -330,15 +331,12 @@ def _calibrate_block(
 def _hit(
     found: dict[str, xr.Variable], stretches: list[tuple[int, slice]], settings: Hits
 ) -> da.Array:
-    score, lit = found["hit_score"].data, found["lit_pixels"].data
-    hit: da.Array
-    if settings.threshold == "none":
-        hit = found["readable"].data
-    elif settings.threshold == "adaptive":
+    score, lit, readable = (found[name].data for name in ("hit_score", "lit_pixels", "readable"))
+    if settings.threshold == "adaptive":
         runs = [_adaptive(score[part], lit[part], settings) for _, part in stretches]
-        hit = da.concatenate(runs)
+        hit: da.Array = da.concatenate(runs)
     else:
-        hit = score > settings.threshold
+        hit = hits.apply_threshold(score, lit, readable, settings)
     return hit
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import threading
-import time
 import urllib.request
 
 import dask.array as da
@@ -15,12 +14,11 @@ from spidask.cluster import Pool, connect, connection_facts, read_cluster
 from spidask.config import Cluster, Selection, parse_config
 from spidask.errors import ClusterError, DataError
 from spidask.inference import classify, classify_runs, enclose_windows
-from spidask.inference import scoring as scoring_module
 from spidask.io.labels import read_labels
 from spidask.io.progress import read_progress
-from spidask.io.runs import open_runs, sign_files
+from spidask.io.runs import open_runs, select_run, sign_files
 from spidask.io.store import gather_labels, missing_shards
-from spidask.monitor import watch
+from spidask.monitor import shrink_pattern, watch
 from spidask.networks.device import choose_device, resolve_device
 from spidask.networks.member import load_member, save_member
 from spidask.preprocessing import preprocess
@@ -180,6 +178,10 @@ def test_what_a_shard_took_and_showed_is_told(beamtime, tmp_path):
     assert pictures
     for event in pictures:
         assert event["score"] >= 0
+        config = easy.config(tmp_path)
+        run = select_run(open_runs(config.runs.files, "data"), event["run"])
+        pattern = preprocess(run, config)["patterns"][event["index"]].values
+        assert event["pattern"]["pixels"] == shrink_pattern(pattern)["pixels"]
         assert tuple(event["pattern"]["shape"]) == (36, 40)
     shards = [event for event in events if event["kind"] == "shard"]
     (stage,) = (event for event in events if event["kind"] == "stage")
@@ -193,43 +195,6 @@ def test_what_a_shard_took_and_showed_is_told(beamtime, tmp_path):
     assert workers["tunnel"].startswith("ssh ")
     assert workers["workers"] == 1
     assert read_cluster(tmp_path) == {}
-
-
-def test_reading_overlaps_with_scoring(beamtime, reference, tmp_path, monkeypatch):
-    """Two threads as of a worker on a GPU, which does one thing at a time."""
-    assert len(reference)  # kernels are compiled
-    device, spans = threading.Lock(), {"read": [], "score": []}
-    calibrate, score = preprocessing._calibrate_block, scoring_module.score
-
-    def slowly(what, function):
-        start = time.perf_counter()
-        time.sleep(0.02)
-        result = function()
-        spans[what].append((start, time.perf_counter()))
-        return result
-
-    def score_alone(*args, **more):
-        with device:
-            return slowly("score", lambda: score(*args, **more))
-
-    monkeypatch.setattr(
-        preprocessing,
-        "_calibrate_block",
-        lambda *a, **k: slowly("read", lambda: calibrate(*a, **k)),
-    )
-    monkeypatch.setattr(scoring_module, "score", score_alone)
-    monkeypatch.setattr("spidask.inference.shards._n_threads", lambda: 2)
-    monkeypatch.setattr("spidask.inference.shards.resolve_device", lambda _config: "cuda")
-    write_run(tmp_path / "r0001.h5", 1024, 5, 0.9)
-    one_run = Beamtime(tmp_path, beamtime.members)
-    label(one_run, tmp_path, frames_per_block=64, frames_per_shard=1024)
-    # Reading and scoring of 16 blocks by turns would share no moment.
-    shared = sum(
-        max(min(end, other_end) - max(start, other_start), 0)
-        for start, end in spans["score"]
-        for other_start, other_end in spans["read"]
-    )
-    assert shared > 0.25 * sum(end - start for start, end in spans["read"])
 
 
 def test_a_core_reads_a_block_while_it_works_on_another_and_holds_no_more(

@@ -22,9 +22,10 @@ from spidask.io.runs import open_runs
 from spidask.labelled import load_labelled, split
 from spidask.metrics import judge
 from spidask.networks.calibration import choose_threshold
+from spidask.networks.cascade import score_members
 from spidask.networks.checkpoints import list_checkpoints
 from spidask.networks.classifier import SINGLE
-from spidask.networks.member import load_member, score
+from spidask.networks.member import load_member
 from spidask.networks.tensors import load_tensors
 from spidask.training import pick_stages, train
 
@@ -91,7 +92,8 @@ def test_the_threshold_is_that_of_the_intersection(beamtime, tmp_path):
     labelled, runs, _ = load_labelled(frames, labels, config)
     unseen = runs == "r0002"
     is_single = labelled.classes[unseen] == SINGLE
-    scores = np.stack([score(member, labelled.patterns[unseen], 16) for member in members])
+    sizes = [16] * len(members)
+    scores = score_members(members, labelled.patterns[unseen], sizes, early_exit=False).T
     (threshold,) = {member.threshold for member in members}
     best, f1 = choose_threshold(logit(scores.min(0).astype(float)), is_single, None)
     assert threshold == pytest.approx(expit(best), rel=1e-4)

@@ -23,7 +23,7 @@ ROUNDS = 16
 """Guesses at a median; one in a thousand of normally distributed pixels takes more than 12."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """What turns one block of raw pixels into photons.
 
@@ -112,7 +112,7 @@ def calibrate(
         calibration.offset,
         calibration.divisor,
         np.float32(1.0 - calibration.photon_threshold),
-        np.float32(min(calibration.saturation_adu, _missing_from(block.dtype))),
+        np.float32(min(calibration.saturation_adu, missing_from(block.dtype))),
         rows,
         columns,
         np.float32(calibration.max_adu),
@@ -161,8 +161,25 @@ def whole_asics(
     )
 
 
-def _missing_from(dtype: np.dtype[Any]) -> float:
-    # What readers put where a pixel, a module or a frame is missing.
+def missing_from(dtype: np.dtype[Any]) -> float:
+    """Give the raw value that says that a pixel is missing.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype
+        Dtype of raw frames.
+
+    Returns
+    -------
+    float
+        What readers put where a pixel, a module or a frame is missing: the largest integer, or
+        infinity, for floats beside NaN.
+
+    Examples
+    --------
+    >>> missing_from(np.dtype("uint16")), missing_from(np.dtype("float32"))
+    (65535.0, inf)
+    """
     return float(np.iinfo(dtype).max) if dtype.kind in "iu" else float("inf")
 
 

@@ -9,6 +9,10 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from spidask.config import Hits
+
+Array = Any
+
 IQR_OF_A_NORMAL = 1.34896
 """Distance of the quartiles of a normal distribution, in standard deviations."""
 
@@ -70,6 +74,38 @@ def hit_score(counts: NDArray[np.float64], n_pixels: int) -> NDArray[np.float32]
     """
     lit, usable = counts[:, 1], counts[:, 2]
     return np.where(usable > 0, lit / np.maximum(usable, 1) * n_pixels, np.nan).astype(np.float32)
+
+
+def apply_threshold(scores: Array, lit: Array, readable: Array, settings: Hits) -> Array:
+    """Find the hits among frames.
+
+    Parameters
+    ----------
+    scores, lit : numpy.ndarray or dask.array.Array
+        As of `find_hits`; lazy only where the threshold is not adaptive.
+    readable : numpy.ndarray or dask.array.Array
+        False for unreadable frames, shape (frame,), bool.
+    settings : Hits
+        Section `hits`.
+
+    Returns
+    -------
+    numpy.ndarray or dask.array.Array
+        True for hits, shape (frame,), bool.
+
+    Examples
+    --------
+    >>> score, readable = np.array([3, 9, np.nan], np.float32), np.array([True, True, False])
+    >>> apply_threshold(score, score, readable, Hits(threshold=5)).tolist()
+    [False, True, False]
+    >>> apply_threshold(score, score, readable, Hits(threshold="none")).tolist()
+    [True, True, False]
+    """
+    if settings.threshold == "none":
+        return readable
+    if settings.threshold == "adaptive":
+        return find_hits(scores, lit, window=settings.window, n_sigma=settings.n_sigma)
+    return scores > settings.threshold
 
 
 def find_hits(

@@ -8,6 +8,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from spidask.frames.fitting import fit_amplitudes, forward_length
+
 Float64 = NDArray[np.float64]
 
 SPHERE_FIT_FACTOR = {"sphere": 1.0, "icosahedron": 1.009}
@@ -19,20 +21,8 @@ icosahedral capsid around a core 1.009 +- 0.013, that is 0.6 +- 0.9 nm at 68 nm;
 1.002 +- 0.012. The orientation makes about half of the icosahedra's spread.
 """
 
-MODEL_ERROR = 0.4
-"""Share by which a real particle's radial average deviates from a sphere's."""
 
-SMOOTH = 8
-"""Bins on either side over which the expected counts, for the weights, are averaged."""
-
-ELECTRON_RADIUS_NM = 2.8179403e-6
-
-ELECTRONS_PER_NM3 = 430.0
-"""Electron density for which the fluence is stated: protein of 1.35 g/cm^3 (Fischer et al.,
-Protein Sci. 13 (2004) 2825), 0.53 electrons a dalton. The fluence goes with its inverse square."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SphereLibrary:
     """Everything about a detector and a range of diameters that the fit needs.
 
@@ -209,40 +199,10 @@ def fit_spheres(
     the photons n, so that counting does not bias it. Weighed with F^2 it would suffer less from
     stray light but more from a beam that jitters, unweighed the other way round.
     """
-    average, weights = _averages_and_weights(photons, exposures)
-    chi2, total = _misfit(average, weights, library.amplitudes)
-    best = chi2.argmin(axis=1)
-    diameter = _refine(chi2, best, library.diameters)
-    constant, _ = _misfit(average, weights, np.ones((1, average.shape[1])))
-    empty = total <= 0
-    share = chi2.min(axis=1) / np.where(constant[:, 0] > 0, constant[:, 0], 1)
-    quality = np.clip(1 - share, 0, 1)
-    fluence = _fluence(photons, exposures, best, library)
-    found = (diameter, quality, fluence)
-    out = [np.where(empty, np.nan, values).astype(np.float32) for values in found]
-    return out[0], out[1], out[2]
-
-
-def forward_length(diameter: Float64) -> Float64:
-    """Give the scattering length of a solid sphere straight ahead.
-
-    Parameters
-    ----------
-    diameter : numpy.ndarray
-        Diameters, any shape, float64, nm.
-
-    Returns
-    -------
-    numpy.ndarray
-        Electron radius times `ELECTRONS_PER_NM3` times volume, same shape, float64, nm. Its square
-        times fluence and solid angle are the photons straight ahead.
-
-    Examples
-    --------
-    >>> forward_length(np.array([60.0])).round(3).tolist()
-    [137.042]
-    """
-    return np.asarray(ELECTRON_RADIUS_NM * ELECTRONS_PER_NM3 * np.pi / 6 * diameter**3)
+    found = fit_amplitudes(
+        photons, exposures, library.amplitudes, library.diameters, library.brightest
+    )
+    return found[0], found[1], found[2]
 
 
 def fitted_photons(
@@ -319,44 +279,6 @@ def rescale(
     """
     rescaled = diameter / energy_ratio, fluence * energy_ratio**6
     return rescaled[0].astype(np.float32), rescaled[1].astype(np.float32)
-
-
-def _averages_and_weights(photons: Float64, exposures: Float64) -> tuple[Float64, Float64]:
-    seen = exposures > 0
-    average = np.sqrt(photons / np.where(seen, exposures, 1))
-    apart = np.arange(photons.shape[1])
-    near = (np.abs(apart[:, None] - apart) <= SMOOTH).astype(float)
-    expected = (photons @ near) / np.maximum(exposures @ near, 1e-12)
-    variance = 0.25 / np.where(seen, exposures, 1) + (MODEL_ERROR / 2) ** 2 * expected
-    return average, np.where(seen, 1 / variance, 0)
-
-
-def _misfit(average: Float64, weights: Float64, models: Float64) -> tuple[Float64, Float64]:
-    # Minimum over s of sum w (average - s model)^2, for every frame and model.
-    total = (weights * average**2).sum(axis=1)
-    overlap = (weights * average) @ models.T
-    norm = weights @ (models**2).T
-    return total[:, None] - overlap**2 / np.maximum(norm, 1e-300), total
-
-
-def _refine(chi2: Float64, best: NDArray[np.intp], diameters: Float64) -> Float64:
-    inner = np.clip(best, 1, len(diameters) - 2)
-    frame = np.arange(len(best))
-    left, middle, right = (chi2[frame, inner + k] for k in (-1, 0, 1))
-    curvature = left - 2 * middle + right
-    shift = 0.5 * (left - right) / np.where(curvature > 0, curvature, np.inf)
-    ratio = np.log(diameters[1] / diameters[0])
-    return np.asarray(diameters[inner] * np.exp(np.clip(shift, -1, 1) * ratio))
-
-
-def _fluence(
-    photons: Float64, exposures: Float64, best: NDArray[np.intp], library: SphereLibrary
-) -> Float64:
-    # Of the diameter tried, not of the refined one: form factor and volume have to agree.
-    amplitude = library.amplitudes[best]
-    norm = np.maximum((exposures * amplitude**3).sum(axis=1), 1e-300)
-    ahead = (photons * amplitude).sum(axis=1) / norm / library.brightest
-    return np.asarray(ahead / forward_length(library.diameters[best]) ** 2 * 1e6)
 
 
 @numba.njit(nogil=True, cache=True)

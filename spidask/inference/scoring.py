@@ -14,8 +14,9 @@ import xarray as xr
 
 from spidask.config import Config, Precision, Runtime
 from spidask.errors import DataError
+from spidask.networks.cascade import score_members
 from spidask.networks.device import choose_batch, resolve_device
-from spidask.networks.member import Member, load_member, score
+from spidask.networks.member import Member, load_member
 from spidask.networks.runtime import Ready
 from spidask.preprocessing import map_frames
 from spidask.schema import annotate, validate
@@ -103,12 +104,14 @@ def _score_block(
 
 
 @measure("score")
-def score_patterns(patterns: FloatArray, paths: Sequence[str], config: Config) -> FloatArray:
+def score_patterns(
+    patterns: FloatArray | torch.Tensor, paths: Sequence[str], config: Config
+) -> FloatArray:
     """Score patterns with every member of an ensemble.
 
     Parameters
     ----------
-    patterns : numpy.ndarray
+    patterns : numpy.ndarray or torch.Tensor
         Shape (n, y, x), float32, photons; NaN where a pixel is missing.
     paths : sequence of str
         The members' files.
@@ -128,13 +131,7 @@ def score_patterns(patterns: FloatArray, paths: Sequence[str], config: Config) -
     """
     # One thread, whatever the machine: the last digits of a convolution depend on their number.
     torch.set_num_threads(1)
-    device, out = resolve_device(config), np.full((len(patterns), len(paths)), np.nan, np.float32)
-    rows = np.arange(len(patterns))
-    for column, path in enumerate(paths):
-        member = load_current(path, config)
-        found = score(member, patterns[rows], choose_batch(config, member.network, device))
-        out[rows, column] = found
-        if config.inference.ensemble == "early_exit":
-            # In double precision, as the selection compares.
-            rows = rows[found.astype(float) >= member.threshold]
-    return out
+    device, members = resolve_device(config), [load_current(path, config) for path in paths]
+    sizes = [choose_batch(config, member.network, device) for member in members]
+    early_exit = config.inference.ensemble == "early_exit"
+    return score_members(members, patterns, sizes, early_exit=early_exit)

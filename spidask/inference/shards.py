@@ -13,11 +13,13 @@ from pathlib import Path
 import dask
 import numpy as np
 import numpy.typing as npt
+import torch
 import xarray as xr
 from dask.sizeof import sizeof
 from distributed import get_worker
 
 from spidask.config import Config
+from spidask.inference.device_shards import label_on_device
 from spidask.inference.scoring import classify, load_current, score_patterns
 from spidask.io import store
 from spidask.io.calibration import recipe_of
@@ -92,16 +94,24 @@ def label_shard(
     Shard
         What was done.
     """
-    # Cores score the hits of a whole shard, for fuller batches; a GPU those of a block, while the
-    # next one is read. Where all frames are hits, they would not fit into memory.
-    if resolve_device(config) == "cpu" and config.hits.threshold != "none":
+    # Cores score the hits of a whole shard, for fuller batches; where all frames are hits, those of
+    # a block, for they would not fit into memory.
+    device = resolve_device(config)
+    if device == "cpu" and config.hits.threshold != "none":
         prepared = prepare_shard(run, config, number)
         return finish_shard(prepared, run, members, config, labels, number)
     start = time.perf_counter()
     take_seconds()
-    lazy = _cut(run, config, number, lambda frames: label_lazily(frames, members, config))
-    with dask.config.set(scheduler="threads", num_workers=_n_threads()):
-        computed = lazy.compute()
+    if device == "cpu":
+        lazy = _cut(run, config, number, lambda frames: label_lazily(frames, members, config))
+        with dask.config.set(scheduler="threads", num_workers=_n_threads()):
+            computed = lazy.compute()
+    else:
+        n_threads = max(_n_threads(), 2)
+        frames, inside = _enclose(run, config, number, n_threads)
+        there = torch.device(device)
+        found = label_on_device(frames, inside, members, config, there, n_threads)
+        computed = _as_stored(found).compute()
     return _store(run, computed, members, config, labels, number, start)
 
 
@@ -212,12 +222,21 @@ def finish_shard(
 def _cut(
     run: xr.Dataset, config: Config, number: int, describe: Callable[[xr.Dataset], xr.Dataset]
 ) -> xr.Dataset:
-    """Describe the frames of a shard, with those beside them that its hits depend on."""
+    frames, inside = _enclose(run, config, number)
+    return describe(frames).isel(frame=inside)
+
+
+def _enclose(
+    run: xr.Dataset, config: Config, number: int, n_readers: int = 1
+) -> tuple[xr.Dataset, slice]:
+    """Take the frames of a shard with those beside them that its hits depend on; where it lies."""
     n_frames = run.sizes["frame"]
     frames = store.slice_shard(n_frames, config.inference.frames_per_shard, number)
     span = enclose_windows(frames, config.hits.window, n_frames)
-    lazy = describe(take_frames(run.assign_attrs(frames_per_block=_block_of(run, config)), span))
-    return lazy.isel(frame=slice(frames.start - span.start, frames.stop - span.start))
+    # No reader is to wait for others to read a block that all could share.
+    most = min(_block_of(run, config), -(-(span.stop - span.start) // n_readers))
+    taken = take_frames(run.assign_attrs(frames_per_block=most), span)
+    return taken, slice(frames.start - span.start, frames.stop - span.start)
 
 
 def _block_of(run: xr.Dataset, config: Config) -> int:
@@ -247,8 +266,14 @@ def _store(
         try:
             best = _tell_shard(shard, computed, members, config, prepared)
             if best is not None:
-                first = number * config.inference.frames_per_shard
-                _tell_picture(run, first + best[0], best[1], shard, config)
+                place, score = best
+                row = number * config.inference.frames_per_shard + place
+                if prepared is None:
+                    pattern = _compute_pattern(run, row, config)
+                else:
+                    pattern = prepared.hits[computed["hit"].values[:place].sum()]
+                picture, index = shrink_pattern(pattern), int(run["index"][row])
+                tell("picture", run=name, index=index, score=score, pattern=picture)
         except Exception:  # the labels are stored; a picture must not cost them
             log.exception("shard %d of %s is done but not told", number, name)
     return shard
@@ -302,6 +327,10 @@ def label_lazily(frames: xr.Dataset, members: Sequence[str | Path], config: Conf
         The variables of labels.zarr, lazy.
     """
     found = measure_sizes(classify(preprocess(frames, config), members, config), config)
+    return _as_stored(found)
+
+
+def _as_stored(found: xr.Dataset) -> xr.Dataset:
     return found.reset_coords()[_stored_names(found)].drop_vars("member", errors="ignore")
 
 
@@ -343,11 +372,10 @@ def _tell_shard(
     return best, round(float(margin[best]), 4)
 
 
-def _tell_picture(run: xr.Dataset, row: int, score: float, shard: Shard, config: Config) -> None:
+def _compute_pattern(run: xr.Dataset, row: int, config: Config) -> npt.NDArray[np.float32]:
     with dask.config.set(scheduler="synchronous"):
         (pattern,) = preprocess(take_frames(run, [row]), config)["patterns"].values
-    index, picture = int(run["index"][row]), shrink_pattern(pattern)
-    tell("picture", run=shard.run, index=index, score=score, pattern=picture)
+    return np.asarray(pattern)
 
 
 def _n_threads() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -75,6 +76,21 @@ class Classifier(nn.Module):
             Arguments of `forward`.
         """
         return represent(patterns, representation)
+
+    def sight(self, representation: Representation) -> tuple[Hashable, ...]:
+        """Tell networks apart that see patterns differently.
+
+        Parameters
+        ----------
+        representation : Representation
+            Scale, colours and size.
+
+        Returns
+        -------
+        tuple
+            Equal for networks whose `see` gives the same of all patterns.
+        """
+        return type(self).see, representation
 
     def log_odds(self, outputs: Any) -> torch.Tensor:
         """Give the log odds of a single hit against all other classes.

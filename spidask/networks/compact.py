@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -236,6 +236,22 @@ class Compact(Classifier):
         values, present = represent(patterns, representation)
         rough = roughen_on_device(values, present, self.stretch)
         return values, self.stem.scale_windows(present), autocorrelation(rough)
+
+    def sight(self, representation: Representation) -> tuple[Hashable, ...]:
+        """Tell networks apart that see patterns differently.
+
+        Parameters
+        ----------
+        representation : Representation
+            Scale and maximum.
+
+        Returns
+        -------
+        tuple
+            Equal for networks whose `see` gives the same of all patterns.
+        """
+        windows = self.stem.conv.kernel_size, self.stem.conv.stride
+        return *super().sight(representation), *windows, self.stretch
 
     def forward(
         self, values: torch.Tensor, scale: torch.Tensor, distances: torch.Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -83,6 +84,21 @@ def fuse(
 
 
 class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    # While it traces, torch.fx sends it what modules of all threads do.
+    def call_module(self, m: nn.Module, forward: Outputs, args: Any, kwargs: Any) -> Outputs:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, PictureConv) or super().is_leaf_module(module, name)
 
@@ -125,11 +141,12 @@ class _Convolution(nn.Module):
 
 
 class _Rescaled(nn.Module):
-    """A partial convolution's scale, its norm and the activation."""
+    """A partial convolution's scale, its norm and maybe the activation, instead of its result."""
 
     def __init__(self, shift: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.shift = shift.to(dtype)[None, :, None, None]
+        self.is_rectified = False
 
     def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         is_one_mask = torch.equal(scale, scale[:1].expand_as(scale))
@@ -140,7 +157,9 @@ class _Rescaled(nn.Module):
             part.to(x.dtype).expand(n, *size[1:]).contiguous(memory_format=torch.channels_last)
             for part, n in ((scale, len(scale)), (self.shift, 1))
         )
-        return torch.addcmul(shift, x, factors)
+        # In place: nobody else has the convolution's result, and fresh memory costs more than this.
+        torch.addcmul(shift, x, factors, out=x)
+        return x.relu_() if self.is_rectified else x
 
 
 def _fuse_one(traced: fx.GraphModule, node: fx.Node, size: torch.Size, dtype: torch.dtype) -> None:
@@ -165,8 +184,11 @@ def _fuse_one(traced: fx.GraphModule, node: fx.Node, size: torch.Size, dtype: to
         after = _follower(following)
         if len(others) == 1 and after is not None and _activation(after):
             args, last, following = [x, others[0]], following, after
-    if rescaled is None and following is not None and (found := _activation(following)):
-        layer.activation, last = found, following
+    if following is not None and (found := _activation(following)):
+        if rescaled is None:
+            layer.activation, last = found, following
+        elif found == ("relu", []):
+            rescaled[1].is_rectified, last = True, following
     with traced.graph.inserting_before(last):
         new = traced.graph.call_module(name, tuple(args))
         if rescaled is not None:

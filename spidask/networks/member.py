@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.special import expit
 
 from spidask.config import Precision, Representation
 from spidask.errors import DataError
@@ -130,31 +129,6 @@ def read_architecture(path: str | Path) -> type[Classifier]:
         return ARCHITECTURES[metadata["architecture"]]
     except (KeyError, TypeError) as error:
         raise DataError(f"{path} is no member of this version: {error}", path=str(path)) from None
-
-
-def score(
-    member: Member, patterns: FloatArray, batch_size: int, precision: Precision = "fp32"
-) -> FloatArray:
-    """Probability of a single hit for each pattern.
-
-    Parameters
-    ----------
-    member : Member
-        The classifier.
-    patterns : numpy.ndarray
-        Shape (frame, y, x), float32, photons, NaN where missing.
-    batch_size : int
-        Patterns that the network sees at once; see `logits`.
-    precision : {"fp32", "bf16"}
-        In which the network multiplies.
-
-    Returns
-    -------
-    numpy.ndarray
-        Calibrated probabilities, shape (frame,), float32.
-    """
-    found = logits(member.network, member.representation, patterns, batch_size, precision)
-    return expit(member.slope * found + member.intercept).astype(np.float32)
 
 
 def logits(

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cached_property
 from typing import Any
 
@@ -87,6 +87,21 @@ class Ready(Classifier):
             Arguments of `forward`.
         """
         return self.network.see(patterns, representation)
+
+    def sight(self, representation: Representation) -> tuple[Hashable, ...]:
+        """Tell networks apart that see patterns differently.
+
+        Parameters
+        ----------
+        representation : Representation
+            Scale, colours and size.
+
+        Returns
+        -------
+        tuple
+            That of the network given.
+        """
+        return self.network.sight(representation)
 
     def log_odds(self, outputs: Any) -> torch.Tensor:
         """Give the log odds of a single hit against all other classes.

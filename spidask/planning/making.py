@@ -16,7 +16,7 @@ from spidask.cluster import count_local_workers, job_script, threads_of_gpu_work
 from spidask.config import QUEUES, Config
 from spidask.io import store
 from spidask.io.beamtime import open_configured
-from spidask.io.calibration import recipe_of
+from spidask.io.calibration import Recipe, recipe_of
 from spidask.io.layout import ENERGIES
 from spidask.io.maps import Region
 from spidask.io.runs import choose_block
@@ -49,12 +49,18 @@ EVENT_BYTES = 80
 """Memory of an event while the small data are sorted, of which there are as many as frames."""
 PATTERN_BYTES = 4
 """Bytes of a pixel of a pattern."""
-FRAMES_PER_SECOND = 600.0
-"""Read, calibrated and searched for hits by one worker: 512 x 1024 pixels, bitshuffle/LZ4."""
+READ_BYTES_PER_SECOND = 2e9
+"""Decompressed by one core, of the rows that hold the region: 9 100 frames/s of 123 rows of 1 024
+pixels, bitshuffle/LZ4, in the page cache (jobs/benchmark.py read). Uncompressed 3 times as many;
+gzip, whose chunks are decompressed whole, a tenth."""
+PIXELS_PER_SECOND = 2.2e9
+"""Calibrated and counted by one core, without common mode (jobs/benchmark.py kernels)."""
 USUAL_GFLOP, USUAL_LAYER_BYTES = 0.1005, 714_240
-"""Of the compact network on 123 x 240 pixels, whose rates are known."""
-PATTERNS_PER_SECOND = 250.0
-"""Scored by one member on one core."""
+"""Of the compact network on 123 x 240 pixels, whose training and memory are known."""
+SEEN_SECONDS, GFLOP_PER_SECOND = 1e-3, 105.0
+"""Of one core for what a network sees of a pattern, and its arithmetic: that makes 2.0 ms for the
+compact network, 21 for ResNet-18, 282 for YOLOv2, 1 330 for YOLOv3; jobs/benchmark.py networks
+measured 2.0, 21, 270, 1 300 in torch, fp32."""
 TRAINED_PER_SECOND = 90.0
 """Patterns that one core trains on."""
 EXPORTED_PER_SECOND = 200.0
@@ -126,6 +132,10 @@ def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
     processes, threads = _processes(config)
     block = config.inference.frames_per_block or choose_block((1, max(read.values())), given.dtype)
     size, hit_rate = given.dtype.itemsize, _expected_hit_rate(config)
+    reading = sum(
+        n * _seconds_to_read(recipes[name], given.shape[1], size)
+        for name, n in given.lengths.items()
+    )
     queued = config.cluster.kind in QUEUES
     n_workers = processes * (config.cluster.jobs if queued else _count_nodes(config))
     return Plan(
@@ -153,7 +163,7 @@ def make_plan(config: Config, frames: xr.Dataset | None = None) -> Plan:
         | _checkpoint_bytes(config, cost),
         workers=n_workers,
         jobs=config.cluster.jobs if queued else 0,
-        seconds=_seconds(config, n_frames, hit_rate, n_workers, cost.gflop / USUAL_GFLOP),
+        seconds=_seconds(config, n_frames, hit_rate, n_workers, cost, reading),
         script=job_script(config.cluster, config.output) if queued else "",
     )
 
@@ -184,17 +194,20 @@ def open_headers(config: Config) -> xr.Dataset:
 
 
 def _seconds(
-    config: Config, n_frames: int, hit_rate: float, n_workers: int, cost: float
+    config: Config, n_frames: int, hit_rate: float, n_workers: int, cost: Cost, reading: float
 ) -> dict[str, float]:
-    # `cost`: of the network, against that of the patterns whose rates are known.
+    # `reading`: of all frames by one core, until hits are found.
     training, n_hits = config.training, n_frames * hit_rate
     ensemble = training.ensemble
-    members = len(config.inference.members or []) or ensemble.size
+    members: float = len(config.inference.members or []) or ensemble.size
     networks = ensemble.n_trained
-    trained = networks * training.iterations * training.batch_size * cost
+    trained = networks * training.iterations * training.batch_size * cost.gflop / USUAL_GFLOP
     # A network is trained by `ranks` workers, and several networks side by side.
     side_by_side = max(1, min(n_workers, networks * training.ranks))
-    work = n_frames / FRAMES_PER_SECOND + n_hits * members * cost / PATTERNS_PER_SECOND
+    if config.inference.ensemble == "early_exit":
+        members = 1 + (members - 1) * _expected_single_share(config)
+    per_pattern = SEEN_SECONDS + cost.gflop / GFLOP_PER_SECOND
+    work = reading + n_hits * members * per_pattern
     seconds = (
         {} if config.inference.members else {"train": trained / TRAINED_PER_SECOND / side_by_side}
     )
@@ -202,6 +215,12 @@ def _seconds(
         "classify": work / n_workers,
         "export": n_hits / EXPORTED_PER_SECOND / n_workers,
     }
+
+
+def _seconds_to_read(recipe: Recipe, width: int, itemsize: int) -> float:
+    # Of one frame: blocks are decompressed whole, whichever columns are asked for.
+    n_rows = sum(y1 - y0 for y0, y1, _, _ in recipe.read)
+    return n_rows * width * itemsize / READ_BYTES_PER_SECOND + recipe.n_read / PIXELS_PER_SECOND
 
 
 def _opened(frames: xr.Dataset) -> _Input:
@@ -298,12 +317,16 @@ def _expected_hit_rate(config: Config) -> float:
     return config.simulation.hit_rate if config.simulation else HIT_RATE
 
 
+def _expected_single_share(config: Config) -> float:
+    return config.selection.expected_single_fraction or SINGLE_SHARE
+
+
 def _output_bytes(
     config: Config, n_frames: int, hit_rate: float, pixels: int, event_ids: int
 ) -> dict[str, int]:
     members = len(config.inference.members or []) or config.training.ensemble.size
     n_hits = n_frames * hit_rate
-    n_selected = n_hits * (config.selection.expected_single_fraction or SINGLE_SHARE)
+    n_selected = n_hits * _expected_single_share(config)
     pixels //= config.handoff.bin**2
     return {
         "labels.zarr": n_frames * (LABEL_BYTES + 4 * members + 8 * event_ids),

@@ -9,7 +9,8 @@ import pytest
 import xarray as xr
 
 from spidask.config import Config, Geometry, Sizing
-from spidask.frames.sizing import fit_spheres, forward_length, radial_sums, sphere_amplitude
+from spidask.frames.fitting import forward_length
+from spidask.frames.sizing import fit_spheres, radial_sums, sphere_amplitude
 from spidask.handoff import export
 from spidask.handoff.dragonfly import relative_scale
 from spidask.handoff.layout import Layout

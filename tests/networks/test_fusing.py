@@ -1,5 +1,8 @@
 """Fused networks give what the networks give, and nothing of them is left behind."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -112,3 +115,31 @@ def test_in_half_precision_the_shipped_network_keeps_its_scores():
         expected = torch.sigmoid(network.log_odds(network(*seen)))
         found = torch.sigmoid(network.log_odds(fuse(network, seen, torch.bfloat16)(*seen)))
     assert 0 < (found - expected).abs().max() < 1e-2
+
+
+class Slow(nn.Module):
+    """A network that takes its time the first time it is called, which is when it is traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.entered, self.left = threading.Event(), threading.Event()
+
+    def forward(self, x):
+        self.entered.set()
+        assert self.left.wait(60)
+        return x * self.weight
+
+
+def test_other_threads_run_networks_while_one_is_fused():
+    slow, other, x = Slow(), nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.ones(1, 3)
+    expected = other(x)
+    with ThreadPoolExecutor(1) as pool:
+        fusing = pool.submit(fuse, slow, (x,), torch.float32)
+        try:
+            assert slow.entered.wait(60)
+            assert torch.equal(other(x), expected)
+            assert isinstance(slow.weight, nn.Parameter)
+        finally:
+            slow.left.set()
+        assert torch.equal(fusing.result()(x), x)

@@ -14,7 +14,6 @@ from spidask.networks.member import (
     load_member,
     logits,
     save_member,
-    score,
 )
 from spidask.networks.tensors import count_parameters
 
@@ -37,23 +36,8 @@ def test_round_trip_keeps_everything(member, patterns, tmp_path):
     assert (again.threshold, again.slope, again.intercept) == (0.4, 1.5, -0.3)
     assert again.representation == member.representation
     assert again.provenance == {"iteration": 7}
-    np.testing.assert_allclose(score(again, patterns, 4), score(member, patterns, 4), rtol=1e-5)
-
-
-def test_score_is_the_calibrated_probability(member, patterns):
-    found = logits(member.network, member.representation, patterns, 4)
-    expected = 1 / (1 + np.exp(-(1.5 * found.astype(float) - 0.3)))
-    np.testing.assert_allclose(score(member, patterns, 4), expected, rtol=1e-6)
-
-
-def test_scores_do_not_depend_on_neighbours_or_place(member, patterns, tmp_path):
-    save_member(member, tmp_path / "m.safetensors")
-    again = load_member(tmp_path / "m.safetensors")
-    together = score(again, patterns, 8)
-    alone = np.concatenate([score(again, patterns[i : i + 1], 8) for i in range(len(patterns))])
-    backwards = score(again, patterns[::-1], 8)[::-1]
-    np.testing.assert_array_equal(together, alone)
-    np.testing.assert_array_equal(together, backwards)
+    expected, found = (logits(m.network, m.representation, patterns, 4) for m in (member, again))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_shipped_member_is_small_and_loads():

@@ -9,8 +9,9 @@ import torch
 
 from spidask.config import Representation
 from spidask.errors import ClusterError
+from spidask.networks.cascade import score_members
 from spidask.networks.compact import Compact
-from spidask.networks.member import SHIPPED, load_member, score
+from spidask.networks.member import SHIPPED, load_member
 from spidask.networks.runtime import Ready, require
 from spidask.networks.yolo import YoloV3
 
@@ -39,6 +40,10 @@ def patterns():
 @pytest.fixture(scope="module")
 def member():
     return load_member(SHIPPED)
+
+
+def score(member, patterns, size):
+    return score_members([member], patterns, [size], early_exit=False)[:, 0]
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
