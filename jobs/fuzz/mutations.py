@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -283,9 +282,23 @@ def _values(path: Path, rng: Rng) -> str:
         value: Any = _pick([*ABSURD, np.nan, np.inf, -np.inf], rng)
         at = slice(None) if rng.random() < 0.3 else int(rng.integers(max(flat.size, 1)))
         with np.errstate(all="ignore"):
-            flat[at] = np.asarray(value).astype(dataset.dtype)
-        dataset[()] = flat.reshape(np.shape(values))
+            text, base = (
+                f(dataset.dtype) for f in (h5py.check_string_dtype, h5py.check_vlen_dtype)
+            )
+            if base and not text:
+                _put_lists(dataset, flat, np.arange(flat.size)[at], [value])
+            else:
+                flat[at] = np.asarray(value).astype(dataset.dtype)
+                dataset[()] = flat.reshape(np.shape(values))
         return f"{value} in {dataset.name}"
+
+
+def _put_lists(dataset: h5py.Dataset, lists: np.ndarray, places: np.ndarray, value: Any) -> None:
+    """Put a list at some places; h5py does not survive a number instead."""
+    for place in np.ravel(places):
+        lists[place] = np.asarray(value).astype(h5py.check_vlen_dtype(dataset.dtype))
+    space = dataset.id.get_space()
+    dataset.id.write(space, space, lists.astype(dataset.dtype))
 
 
 def _storage(path: Path, rng: Rng) -> str:
@@ -388,9 +401,3 @@ def _swap(path: Path, rng: Rng) -> str:
 
 HDF5 = [_dtype, _dtype, _shape, _shape, _resize, _values, _values, _storage, _storage]
 HDF5 += [_elsewhere, _attribute, _link, _link, _swap]
-
-
-def copy_seed(seed: Path, case: Path) -> list[Path]:
-    """Copy a seed; gives the files that may be damaged."""
-    shutil.copytree(seed, case)
-    return sorted(path for path in case.rglob("*") if path.is_file())
