@@ -253,7 +253,7 @@ def _n_decoded(array: h5py.Dataset, chunk: Any) -> int:
         if filters[-1] == 1:
             return len(zlib.decompressobj().decompress(content, 1 << 24))
         return int.from_bytes(content[:8], "big") if filters == [hdf5plugin.BSHUF_ID] else 1 << 62
-    except (OSError, zlib.error):  # HDF5 will say so
+    except (OSError, RuntimeError, zlib.error):  # HDF5 will say so
         return 1 << 62
 
 

@@ -206,6 +206,7 @@ def _datasets(file: h5py.File) -> list[str]:
     return [name for name in _objects(file) if isinstance(file.get(name), h5py.Dataset)]
 
 
+@np.errstate(all="ignore")
 def _dtype(path: Path, rng: Rng) -> str:
     with h5py.File(path, "r+") as file:
         name = _pick(_datasets(file), rng)
@@ -226,15 +227,12 @@ def _dtype(path: Path, rng: Rng) -> str:
             values = None
         else:
             dtype = np.dtype(str(_pick(DTYPES, rng)))
-            values = np.zeros(np.shape(values), dtype) if kind < 6 else _cast(values, dtype)
+            values = (
+                np.zeros(np.shape(values), dtype) if kind < 6 else np.asarray(values).astype(dtype)
+            )
         shape = np.shape(values) if values is not None else (5, 6, 7)
         file.create_dataset(name, shape, dtype, data=values)
         return f"{name} is {dtype}"
-
-
-def _cast(values: Any, dtype: np.dtype[Any]) -> Any:
-    with np.errstate(all="ignore"):
-        return np.asarray(values).astype(dtype)
 
 
 def _shape(path: Path, rng: Rng) -> str:
@@ -282,10 +280,7 @@ def _values(path: Path, rng: Rng) -> str:
         value: Any = _pick([*ABSURD, np.nan, np.inf, -np.inf], rng)
         at = slice(None) if rng.random() < 0.3 else int(rng.integers(max(flat.size, 1)))
         with np.errstate(all="ignore"):
-            text, base = (
-                f(dataset.dtype) for f in (h5py.check_string_dtype, h5py.check_vlen_dtype)
-            )
-            if base and not text:
+            if h5py.check_vlen_dtype(dataset.dtype) not in (None, str, bytes):
                 _put_lists(dataset, flat, np.arange(flat.size)[at], [value])
             else:
                 flat[at] = np.asarray(value).astype(dataset.dtype)
@@ -295,8 +290,9 @@ def _values(path: Path, rng: Rng) -> str:
 
 def _put_lists(dataset: h5py.Dataset, lists: np.ndarray, places: np.ndarray, value: Any) -> None:
     """Put a list at some places; h5py does not survive a number instead."""
+    base = h5py.check_vlen_dtype(dataset.dtype)
     for place in np.ravel(places):
-        lists[place] = np.asarray(value).astype(h5py.check_vlen_dtype(dataset.dtype))
+        lists[place] = np.asarray(value).astype(base)
     space = dataset.id.get_space()
     dataset.id.write(space, space, lists.astype(dataset.dtype))
 

@@ -231,7 +231,8 @@ def read_hdf5(path: str, settings: Labels) -> pd.DataFrame:
     Raises
     ------
     DataError
-        If there are neither, a tag or a code has no class, or a frame has several classes.
+        If there are neither, a tag or a code has no class, a frame has several classes, or what
+        names the frames is there and cannot be opened.
     """
     name, dataset = (path, None) if Path(path).is_file() else split_location(path)
     try:
