@@ -68,7 +68,8 @@ class DirectReader:
     Parameters
     ----------
     array : h5py.Dataset
-        The open dataset, which has the last word on chunks that cannot be decoded here.
+        The open dataset, which has the last word on chunks that cannot be decoded here; not on
+        those that are too short, behind which HDF5 returns what lay in memory.
     index : ChunkIndex
         Where its chunks are.
     descriptor : int
