@@ -179,7 +179,8 @@ def _look_photons(path: Path, _dataset: str, _options: dict[str, Any]) -> Frame:
 def _fill(lists: list[tuple[Any, Any]], missing: Any = None) -> np.ndarray:
     frame = np.zeros(30, np.int32 if missing is None else np.float32)
     for places, photons in lists:
-        for place, n in zip(places, np.broadcast_to(photons, np.shape(places)), strict=True):
+        each = [photons] * len(places) if isinstance(photons, int) else photons
+        for place, n in zip(places, each, strict=True):
             assert place >= 0
             frame[place] += n
     if missing is not None:
