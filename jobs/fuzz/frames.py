@@ -211,7 +211,7 @@ def look_hdf5(path: Path, dataset: str, options: dict[str, Any]) -> Frame:
     assert stack.ndim == 3
 
     def frame(row: int) -> np.ndarray:
-        refuse_short(stack, row)
+        refuse_short(stack, (row,))
         values = stack[row]
         if layout.mask is None:
             return np.asarray(values)
@@ -222,15 +222,19 @@ def look_hdf5(path: Path, dataset: str, options: dict[str, Any]) -> Frame:
     return frame
 
 
-def refuse_short(array: h5py.Dataset, row: int | None = None, depth: int = 0) -> None:
+def refuse_short(array: Any, place: tuple[int, ...] = (), depth: int = 0) -> None:
     """Refuse chunks that are shorter than their shape: HDF5 goes on with what lies in memory."""
+    if not isinstance(array, h5py.Dataset):
+        return
+    row = place[0] if place else None
     for source in array.virtual_sources() if array.is_virtual and depth < 4 else ():
-        with suppress(OSError, KeyError):  # gone: HDF5 gives the fill value
+        with suppress(OSError):  # gone: HDF5 gives the fill value
             path = array.file.filename
             if source.file_name != ".":
                 path = Path(path).parent / source.file_name
-            with h5py.File(path, "r", locking=False) as file:
-                refuse_short(file[source.dset_name], None, depth + 1)
+            if is_mapped(source, place):
+                with h5py.File(path, "r", locking=False) as file:
+                    refuse_short(get(file, source.dset_name), (), depth + 1)
     chunks: list[Any] = []
     if array.chunks:
         with suppress(RuntimeError):  # HDF5 does not find them either
@@ -239,6 +243,12 @@ def refuse_short(array: h5py.Dataset, row: int | None = None, depth: int = 0) ->
         if row is None or 0 <= row - int(chunk.chunk_offset[0]) < array.chunks[0]:
             n_bytes = _n_decoded(array, chunk)
             assert n_bytes >= int(np.prod(array.chunks)) * array.id.get_type().get_size(), n_bytes
+
+
+def is_mapped(source: Any, place: tuple[int, ...]) -> bool:
+    """Tell whether a source of a virtual dataset gives what is at a place of it."""
+    first, last = source.vspace.get_select_bounds()
+    return all(a <= n <= b for a, n, b in zip(first, place, last, strict=False))
 
 
 def _n_decoded(array: h5py.Dataset, chunk: Any) -> int:

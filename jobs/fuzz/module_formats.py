@@ -14,7 +14,15 @@ import numpy as np
 from extra_data.tests.make_examples import write_file
 from extra_data.tests.mockdata.detectors import AGIPDModule
 
-from fuzz.frames import Found, FramesFormat, get, hdf5_columns, is_filled, refuse_short
+from fuzz.frames import (
+    Found,
+    FramesFormat,
+    get,
+    hdf5_columns,
+    is_filled,
+    is_mapped,
+    refuse_short,
+)
 
 MODULE = (8, 16)
 DETECTOR = "SPB_DET_AGIPD1M-1"
@@ -98,7 +106,7 @@ def _read_module(folder: Path, module: int, dtype: np.dtype[Any]) -> tuple[There
             if row < len(data):
                 images = found[train, int(np.ravel(image["pulseId"][row])[0])]
                 try:
-                    images.append(_image(data, mask if fits else None, row, dtype))
+                    images.append(_image(data, mask if fits else None, (row,), dtype))
                 except Exception:  # it cannot be decoded
                     continue
         return found, not fits and image.get("mask", getlink=True) is not None
@@ -118,14 +126,13 @@ def _fits(mask: Any, data: h5py.Dataset) -> bool:
 
 def _image(data: Any, mask: Any, place: Any, dtype: np.dtype[Any]) -> np.ndarray:
     assert data.dtype.kind in "iuf"
-    row = place[0] if isinstance(place, tuple) else place
-    refuse_short(data, row)
+    refuse_short(data, place)
     image = data[place]
     image = image[0] if image.ndim == 3 else image
     with np.errstate(all="ignore"):
         image = image.astype(dtype)
     if mask is not None:
-        refuse_short(mask, row)
+        refuse_short(mask, place)
         image[mask[place] != 0] = _fill(dtype)
     return np.asarray(image)
 
@@ -168,20 +175,17 @@ def _virtual(path: Path, module: int, dtype: np.dtype[Any]) -> tuple[There, bool
             found[row,] = images = []
             try:
                 image = _image(data, mask if fits else None, (row, module), dtype)
-                is_mapped = not data.is_virtual or _is_mapped(data, (row, module))
-                images.append(image if is_mapped else np.full(image.shape, _fill(dtype)))
+                if data.is_virtual and not _is_named(data, (row, module)):
+                    image[...] = _fill(dtype)
+                images.append(image)
             except Exception:  # it cannot be decoded
                 continue
         return found, not fits and mask is not None
 
 
-def _is_mapped(data: h5py.Dataset, place: tuple[int, int]) -> bool:
+def _is_named(data: h5py.Dataset, place: tuple[int, int]) -> bool:
     """Tell whether a file is named for a frame; elsewhere a virtual dataset has its fill value."""
-    bounds = [source.vspace.get_select_bounds() for source in data.virtual_sources()]
-    return any(
-        all(a <= n <= b for a, n, b in zip(first, place, last, strict=False))
-        for first, last in bounds
-    )
+    return any(is_mapped(source, place) for source in data.virtual_sources())
 
 
 def _find_mask(file: h5py.File, data: h5py.Dataset) -> Any:
