@@ -240,6 +240,8 @@ def refuse_short(array: Any, place: tuple[int, ...] = (), depth: int = 0) -> Non
         with suppress(RuntimeError):  # HDF5 does not find them either
             array.id.chunk_iter(chunks.append)
     for chunk in chunks:
+        if chunk.chunk_offset is None:  # it is nowhere: HDF5 gives the fill value
+            continue
         if row is None or 0 <= row - int(chunk.chunk_offset[0]) < array.chunks[0]:
             n_bytes = _n_decoded(array, chunk)
             assert n_bytes >= int(np.prod(array.chunks)) * array.id.get_type().get_size(), n_bytes
