@@ -243,6 +243,8 @@ def refuse_short(array: Any, place: tuple[int, ...] = (), depth: int = 0) -> Non
         if chunk.chunk_offset is None:  # it is nowhere: HDF5 gives the fill value
             continue
         if row is None or 0 <= row - int(chunk.chunk_offset[0]) < array.chunks[0]:
+            # HDF5 may give the fill value for what lies behind the end of its file.
+            assert chunk.byte_offset + chunk.size <= array.file.id.get_filesize(), "not in the file"
             n_bytes = _n_decoded(array, chunk)
             assert n_bytes >= int(np.prod(array.chunks)) * array.id.get_type().get_size(), n_bytes
 

@@ -66,7 +66,7 @@ class ModulesFormat(FramesFormat):
             if f"AGIPD{module:02}-S00000.h5 (" not in found["told"]:  # told as not read
                 with suppress(Exception):
                     there, odd_mask = read(path, module, frames.dtype)
-            if odd_mask and "masks are not used" not in found["told"]:
+            if odd_mask and there and "masks are not used" not in found["told"]:
                 wrong.append(f"the mask of module {module} is not used, and nothing says so")
             known |= there.keys()
             first, last = max(top - y[0], 0), top + MODULE[0] - y[0]
