@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fuzz.children import MOST_MB, Ended, run_in_child
 from fuzz.frames import is_filled
 from fuzz.module_formats import MODULE_FORMATS
-from fuzz.mutations import copy_seed, mutate
+from fuzz.mutations import mutate
 from fuzz.run_formats import RUN_FORMATS
 from fuzz.tables import TABLE_FORMATS
 
@@ -174,6 +174,23 @@ def read_and_judge(
     yield found
     if "refused" not in found:
         yield form.judge(case, found, healthy or found)
+
+
+def copy_seed(seed: Path, case: Path) -> list[Path]:
+    """Copy healthy files.
+
+    Parameters
+    ----------
+    seed, case : pathlib.Path
+        Their folder, and where they go.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The files that may be damaged.
+    """
+    shutil.copytree(seed, case)
+    return sorted(path for path in case.rglob("*") if path.is_file())
 
 
 def run_case(number: int, seed: int, folder: Path, keep: Path | None) -> Case:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import resource
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dask
 import h5py
-import hdf5plugin  # noqa: F401
+import hdf5plugin
 import numpy as np
 
 from spidask.errors import SpidaskError
@@ -197,7 +200,7 @@ def get(file: h5py.File, name: str) -> Any:
     """Get what has a name; None too for links that lead round."""
     try:
         return file.get(name)
-    except RuntimeError:
+    except (OSError, RuntimeError):
         return None
 
 
@@ -208,6 +211,7 @@ def look_hdf5(path: Path, dataset: str, options: dict[str, Any]) -> Frame:
     assert stack.ndim == 3
 
     def frame(row: int) -> np.ndarray:
+        refuse_short(stack, (row,))
         values = stack[row]
         if layout.mask is None:
             return np.asarray(values)
@@ -218,6 +222,55 @@ def look_hdf5(path: Path, dataset: str, options: dict[str, Any]) -> Frame:
     return frame
 
 
+def refuse_short(array: Any, place: tuple[int, ...] = (), depth: int = 0) -> None:
+    """Refuse chunks that are shorter than their shape: HDF5 goes on with what lies in memory."""
+    if not isinstance(array, h5py.Dataset):
+        return
+    row = place[0] if place else None
+    for source in array.virtual_sources() if array.is_virtual and depth < 4 else ():
+        with suppress(OSError):  # gone: HDF5 gives the fill value
+            path = array.file.filename
+            if source.file_name != ".":
+                path = Path(path).parent / source.file_name
+            if is_mapped(source, place):
+                with h5py.File(path, "r", locking=False) as file:
+                    refuse_short(get(file, source.dset_name), (), depth + 1)
+    chunks: list[Any] = []
+    if array.chunks:
+        with suppress(RuntimeError):  # HDF5 does not find them either
+            array.id.chunk_iter(chunks.append)
+    for chunk in chunks:
+        if chunk.chunk_offset is None:  # it is nowhere: HDF5 gives the fill value
+            continue
+        if row is None or 0 <= row - int(chunk.chunk_offset[0]) < array.chunks[0]:
+            # HDF5 may give the fill value for what lies behind the end of its file.
+            assert chunk.byte_offset + chunk.size <= array.file.id.get_filesize(), "not in the file"
+            n_bytes = _n_decoded(array, chunk)
+            assert n_bytes >= int(np.prod(array.chunks)) * array.id.get_type().get_size(), n_bytes
+
+
+def is_mapped(source: Any, place: tuple[int, ...]) -> bool:
+    """Tell whether a source of a virtual dataset gives what is at a place of it."""
+    first, last = source.vspace.get_select_bounds()
+    return all(a <= n <= b for a, n, b in zip(first, place, last, strict=False))
+
+
+def _n_decoded(array: h5py.Dataset, chunk: Any) -> int:
+    """Bytes that a chunk decodes to, as far as filters are known here."""
+    plist = array.id.get_create_plist()
+    filters = [plist.get_filter(n)[0] for n in range(plist.get_nfilters())]
+    filters = [code for n, code in enumerate(filters) if not chunk.filter_mask >> n & 1]
+    if not filters:
+        return int(chunk.size)
+    try:
+        content = array.id.read_direct_chunk(chunk.chunk_offset)[1]
+        if filters[-1] == 1:
+            return len(zlib.decompressobj().decompress(content, 1 << 24))
+        return int.from_bytes(content[:8], "big") if filters == [hdf5plugin.BSHUF_ID] else 1 << 62
+    except (OSError, RuntimeError, zlib.error):  # HDF5 will say so
+        return 1 << 62
+
+
 def look_zarr(path: Path, dataset: str, _options: dict[str, Any]) -> Frame:
     """Read with zarr."""
     import zarr
@@ -225,7 +278,25 @@ def look_zarr(path: Path, dataset: str, _options: dict[str, Any]) -> Frame:
     root: Any = zarr.open(path, mode="r")
     stack = root if isinstance(root, zarr.Array) else root[dataset]
     assert stack.ndim == 3
-    return lambda row: np.asarray(stack[row])
+
+    def frame(row: int) -> np.ndarray:
+        refuse_cut_off(path / stack.path, row)
+        return np.asarray(stack[row])
+
+    return frame
+
+
+def refuse_cut_off(folder: Path, row: int | None = None) -> None:
+    """Refuse chunks of Blosc that are cut off: it goes on with what lies behind them in memory."""
+    head = folder / ".zarray"
+    about = json.loads(head.read_text()) if head.exists() else {}
+    if (about.get("compressor") or {}).get("id") != "blosc":
+        return
+    for path in folder.rglob("[0-9]*"):
+        number = int(str(path.relative_to(folder)).replace("/", ".").split(".")[0])
+        if path.is_file() and (row is None or row // about["chunks"][0] == number):
+            content = path.read_bytes()
+            assert len(content) >= max(int.from_bytes(content[12:16], "little"), 16), path.name
 
 
 def hdf5_columns(path: Path, _dataset: str, n_frames: int) -> dict[str, Any]:
@@ -239,7 +310,12 @@ def zarr_columns(path: Path, _dataset: str, n_frames: int) -> dict[str, Any]:
     import zarr
 
     root: Any = zarr.open(path, mode="r")
-    return _columns(lambda name: root[name], n_frames)
+
+    def get(name: str) -> Any:
+        refuse_cut_off(path / name)
+        return root[name]
+
+    return _columns(get, n_frames)
 
 
 def _columns(get: Callable[[str], Any], n_frames: int) -> dict[str, Any]:
@@ -261,6 +337,8 @@ def _columns(get: Callable[[str], Any], n_frames: int) -> dict[str, Any]:
 def _column(get: Any, name: str, n_frames: int, kinds: str, one: bool = False) -> Any:
     try:
         array = get(name)
+        if isinstance(array, h5py.Dataset):
+            refuse_short(array)
         if array.dtype.kind not in kinds:
             return None
         if one and array.shape in ((), (1,)):

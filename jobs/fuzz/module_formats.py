@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,15 @@ import numpy as np
 from extra_data.tests.make_examples import write_file
 from extra_data.tests.mockdata.detectors import AGIPDModule
 
-from fuzz.frames import Found, FramesFormat, hdf5_columns, is_filled
+from fuzz.frames import (
+    Found,
+    FramesFormat,
+    get,
+    hdf5_columns,
+    is_filled,
+    is_mapped,
+    refuse_short,
+)
 
 MODULE = (8, 16)
 DETECTOR = "SPB_DET_AGIPD1M-1"
@@ -52,19 +61,20 @@ class ModulesFormat(FramesFormat):
         for module in range(2):
             top = module * MODULE[0]
             y, x = (range(n)[s] for n, s in zip((1 << 40, 1 << 40), found["region"], strict=True))
-            try:
-                there = _read_module(path, module) if self.suffix == "" else _virtual(path, module)
-            except Exception:
-                there = {}
+            read = _virtual if self.suffix else _read_module
+            there, odd_mask = {}, False
+            if f"AGIPD{module:02}-S00000.h5 (" not in found["told"]:  # told as not read
+                with suppress(Exception):
+                    there, odd_mask = read(path, module, frames.dtype)
+            if odd_mask and there and "masks are not used" not in found["told"]:
+                wrong.append(f"the mask of module {module} is not used, and nothing says so")
             known |= there.keys()
             first, last = max(top - y[0], 0), top + MODULE[0] - y[0]
             inside = (slice(max(y[0] - top, 0), y[-1] + 1 - top), slice(x[0], x[-1] + 1))
             for key, frame in zip(zip(*ids, strict=True), frames, strict=True):
                 part = frame[first:last]
                 candidates = [one[inside] for one in there.get(key, [])]
-                if any(
-                    np.array_equal(part, c.astype(part.dtype), equal_nan=True) for c in candidates
-                ):
+                if any(np.array_equal(part, c, equal_nan=True) for c in candidates):
                     continue
                 if not is_filled(part):
                     wrong.append(f"module {module} of {key} is another")
@@ -79,21 +89,27 @@ class ModulesFormat(FramesFormat):
         return super()._judge_columns(path, found) if self.suffix else []
 
 
-def _read_module(folder: Path, module: int) -> dict[tuple[int, ...], list[np.ndarray]]:
-    """Read all frames of a module with h5py, by train and pulse."""
+There = dict[tuple[int, ...], list[np.ndarray]]
+"""What names a frame to the images that bear that name."""
+
+
+def _read_module(folder: Path, module: int, dtype: np.dtype[Any]) -> tuple[There, bool]:
+    """Read all frames of a module with h5py, by train and pulse; is there a mask of no use?"""
     (path,) = folder.glob(f"*-R0238-AGIPD{module:02}-S00000.h5")
     found = defaultdict(list)
     with h5py.File(path, "r", locking=False) as file:
         source = f"{DETECTOR}/DET/{module}CH0:xtdf/image"
         image, index = file[f"INSTRUMENT/{source}"], file[f"INDEX/{source}"]
+        data, mask = image["data"], get(image, "mask")
+        fits = _fits(mask, data)
         for train, row in _rows(file["INDEX/trainId"][()], index["first"][()], index["count"][()]):
-            if row < len(image["data"]):
+            if row < len(data):
                 images = found[train, int(np.ravel(image["pulseId"][row])[0])]
                 try:
-                    images.append(_image(image, row))
+                    images.append(_image(data, mask if fits else None, (row,), dtype))
                 except Exception:  # it cannot be decoded
                     continue
-    return found
+        return found, not fits and image.get("mask", getlink=True) is not None
 
 
 def _rows(trains: Any, first: Any, count: Any) -> Iterator[tuple[int, int]]:
@@ -103,19 +119,26 @@ def _rows(trains: Any, first: Any, count: Any) -> Iterator[tuple[int, int]]:
             yield int(train), row
 
 
-def _image(image: h5py.Group, row: int) -> np.ndarray:
-    data = image["data"][row]
-    data = data[0] if data.ndim == 3 else data
-    mask = image.get("mask")
-    whole = getattr(mask, "shape", None) is None or (
-        mask.shape[: image["data"].ndim] != image["data"].shape
-    )
-    return np.asarray(data) if whole or mask.dtype.kind not in "iu" else _hide(data, mask[row])
+def _fits(mask: Any, data: h5py.Dataset) -> bool:
+    is_array = isinstance(mask, h5py.Dataset) and mask.shape is not None
+    return is_array and mask.shape[: data.ndim] == data.shape and mask.dtype.kind in "iu"
 
 
-def _hide(data: Any, mask: Any) -> np.ndarray:
-    fill = np.nan if data.dtype.kind == "f" else np.iinfo(data.dtype).max
-    return np.where(mask != 0, np.array(fill, data.dtype), data)
+def _image(data: Any, mask: Any, place: Any, dtype: np.dtype[Any]) -> np.ndarray:
+    assert data.dtype.kind in "iuf"
+    refuse_short(data, place)
+    image = data[place]
+    image = image[0] if image.ndim == 3 else image
+    with np.errstate(all="ignore"):
+        image = image.astype(dtype)
+    if mask is not None:
+        refuse_short(mask, place)
+        image[mask[place] != 0] = _fill(dtype)
+    return np.asarray(image)
+
+
+def _fill(dtype: np.dtype[Any]) -> Any:
+    return np.nan if dtype.kind == "f" else np.iinfo(dtype).max
 
 
 def _write_virtual(path: Path) -> None:
@@ -142,20 +165,27 @@ def _write_virtual(path: Path) -> None:
         file["entry_1/cellId"] = np.tile(np.arange(12)[:, None] % 4, (1, 4)).astype("u2")
 
 
-def _virtual(path: Path, module: int) -> dict[tuple[int, ...], list[np.ndarray]]:
+def _virtual(path: Path, module: int, dtype: np.dtype[Any]) -> tuple[There, bool]:
     with h5py.File(path, "r", locking=False) as file:
         data = file["entry_1/data_1/data"]
         mask = _find_mask(file, data)
-        whole = mask is None or mask.shape != data.shape or mask.dtype.kind not in "iu"
-        found = {}
+        fits = _fits(mask, data)
+        found: There = {}
         for row in range(min(len(data), 1000)):
             found[row,] = images = []
             try:
-                frame = data[row, module]
-                images.append(frame if whole else _hide(frame, mask[row, module]))
+                image = _image(data, mask if fits else None, (row, module), dtype)
+                if data.is_virtual and not _is_named(data, (row, module)):
+                    image[...] = _fill(dtype)
+                images.append(image)
             except Exception:  # it cannot be decoded
                 continue
-        return found
+        return found, not fits and mask is not None
+
+
+def _is_named(data: h5py.Dataset, place: tuple[int, int]) -> bool:
+    """Tell whether a file is named for a frame; elsewhere a virtual dataset has its fill value."""
+    return any(is_mapped(source, place) for source in data.virtual_sources())
 
 
 def _find_mask(file: h5py.File, data: h5py.Dataset) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -207,6 +206,7 @@ def _datasets(file: h5py.File) -> list[str]:
     return [name for name in _objects(file) if isinstance(file.get(name), h5py.Dataset)]
 
 
+@np.errstate(all="ignore")
 def _dtype(path: Path, rng: Rng) -> str:
     with h5py.File(path, "r+") as file:
         name = _pick(_datasets(file), rng)
@@ -227,15 +227,12 @@ def _dtype(path: Path, rng: Rng) -> str:
             values = None
         else:
             dtype = np.dtype(str(_pick(DTYPES, rng)))
-            values = np.zeros(np.shape(values), dtype) if kind < 6 else _cast(values, dtype)
+            values = (
+                np.zeros(np.shape(values), dtype) if kind < 6 else np.asarray(values).astype(dtype)
+            )
         shape = np.shape(values) if values is not None else (5, 6, 7)
         file.create_dataset(name, shape, dtype, data=values)
         return f"{name} is {dtype}"
-
-
-def _cast(values: Any, dtype: np.dtype[Any]) -> Any:
-    with np.errstate(all="ignore"):
-        return np.asarray(values).astype(dtype)
 
 
 def _shape(path: Path, rng: Rng) -> str:
@@ -283,9 +280,21 @@ def _values(path: Path, rng: Rng) -> str:
         value: Any = _pick([*ABSURD, np.nan, np.inf, -np.inf], rng)
         at = slice(None) if rng.random() < 0.3 else int(rng.integers(max(flat.size, 1)))
         with np.errstate(all="ignore"):
-            flat[at] = np.asarray(value).astype(dataset.dtype)
-        dataset[()] = flat.reshape(np.shape(values))
+            if h5py.check_vlen_dtype(dataset.dtype) not in (None, str, bytes):
+                _put_lists(dataset, flat, np.arange(flat.size)[at], [value])
+            else:
+                flat[at] = np.asarray(value).astype(dataset.dtype)
+                dataset[()] = flat.reshape(np.shape(values))
         return f"{value} in {dataset.name}"
+
+
+def _put_lists(dataset: h5py.Dataset, lists: np.ndarray, places: np.ndarray, value: Any) -> None:
+    """Put a list at some places; h5py does not survive a number instead."""
+    base = h5py.check_vlen_dtype(dataset.dtype)
+    for place in np.ravel(places):
+        lists[place] = np.asarray(value).astype(base)
+    space = dataset.id.get_space()
+    dataset.id.write(space, space, lists.astype(dataset.dtype))
 
 
 def _storage(path: Path, rng: Rng) -> str:
@@ -388,9 +397,3 @@ def _swap(path: Path, rng: Rng) -> str:
 
 HDF5 = [_dtype, _dtype, _shape, _shape, _resize, _values, _values, _storage, _storage]
 HDF5 += [_elsewhere, _attribute, _link, _link, _swap]
-
-
-def copy_seed(seed: Path, case: Path) -> list[Path]:
-    """Copy a seed; gives the files that may be damaged."""
-    shutil.copytree(seed, case)
-    return sorted(path for path in case.rglob("*") if path.is_file())

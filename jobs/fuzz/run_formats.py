@@ -162,7 +162,8 @@ def _look_photons(path: Path, _dataset: str, _options: dict[str, Any]) -> Frame:
         return lambda row: dense.reshape(n_frames, *SHAPE)[row]
     counts = np.frombuffer(content, "<i4", 2 * n_frames, 1024).reshape(2, n_frames)
     n_ones, n_multi = counts.sum(axis=1)
-    lists = np.frombuffer(content, "<i4", offset=1024 + 8 * n_frames)
+    start = 1024 + 8 * n_frames
+    lists = np.frombuffer(content, "<i4", (len(content) - start) // 4, start)
 
     def frame(row: int) -> np.ndarray:
         one, multi = (int(part[:row].sum()) for part in counts)
@@ -178,7 +179,8 @@ def _look_photons(path: Path, _dataset: str, _options: dict[str, Any]) -> Frame:
 def _fill(lists: list[tuple[Any, Any]], missing: Any = None) -> np.ndarray:
     frame = np.zeros(30, np.int32 if missing is None else np.float32)
     for places, photons in lists:
-        for place, n in zip(places, np.broadcast_to(photons, np.shape(places)), strict=True):
+        each = [photons] * len(places) if isinstance(photons, int) else photons
+        for place, n in zip(places, each, strict=True):
             assert place >= 0
             frame[place] += n
     if missing is not None:

@@ -8,6 +8,7 @@ import pickle
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -195,14 +196,14 @@ def _write_tags(folder: Path) -> None:
 
 def _look_tags(folder: Path) -> list[Any]:
     with h5py.File(folder / "r0007.cxi", "r", locking=False) as file:
-        places = [p for p in (f"{DETECTOR}/tags", "entry_1/image_1/tags") if p in file]
-        tags = next(file[p] for p in places if file[p].ndim == 2)
+        tags, entry = _find_tags(file)
         names = tags.attrs.get("headings", [f"Tag {n + 1}" for n in range(len(tags))])
         names = [n.decode() if isinstance(n, bytes) else str(n) for n in np.ravel(names)]
         classes = [TAGS.get(n, n) for n in names]
         assert len(classes) == len(tags)
         assert all(c is None or c in CLASSES for c in classes)
-        ids = _ids(file, tags.shape[1], ("entry_1/trainId", "entry_1/pulseId"), "r0007")
+        names = (f"{entry}/trainId", f"{entry}/pulseId")
+        ids = _ids(file, tags.shape[1], names, "r0007")
         out = []
         for frame, column in enumerate(tags[()].T > 0):
             (label,) = {c for c, is_set in zip(classes, column, strict=True) if is_set and c} or {0}
@@ -211,8 +212,27 @@ def _look_tags(folder: Path) -> list[Any]:
         return out
 
 
+def _find_tags(file: h5py.File) -> tuple[h5py.Dataset, str]:
+    for place in ("*/instrument_*/detector_*/tags", "*/image_*/tags"):
+        found = [(file, "")]
+        for pattern in place.split("/"):
+            found = [
+                (get(group, name), f"{path}/{name}")
+                for group, path in found
+                if isinstance(group, h5py.Group)
+                for name in group
+                if fnmatchcase(name, pattern)
+            ]
+        tags = [(item, path) for item, path in found if getattr(item, "ndim", 0) == 2]
+        if tags:
+            return tags[0][0], tags[0][1].split("/")[1]
+    raise ValueError("no tags")
+
+
 def _ids(file: h5py.File, n: int, names: tuple[str, ...], stem: str) -> list[list[Any]]:
     columns = [get(file, name) for name in names]
+    for name, column in zip(names, columns, strict=True):
+        assert column is not None or file.get(name, getlink=True) is None, "ids that are lost"
     if all(
         isinstance(c, h5py.Dataset) and c.shape == (n,) and c.dtype.kind in "iu" for c in columns
     ):
@@ -312,9 +332,9 @@ def _write_binary(folder: Path) -> None:
 
 def _take_photons(folder: Path) -> tuple[Any, ...]:
     (path,) = folder.glob("p.*")
-    photons = read_photons(path)
-    places = photons.nonzero()
-    return photons.shape, np.stack([*places, photons[places]]).T
+    photons = read_photons(path).tocoo()
+    counts = photons.data != 0
+    return photons.shape, np.stack([part[counts] for part in (*photons.coords, photons.data)]).T
 
 
 def _look_photons(folder: Path) -> tuple[Any, ...]:

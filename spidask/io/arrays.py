@@ -1,8 +1,9 @@
 """Arrays of HDF5 files that may be damaged: those that HDF5 reads wrongly, or not at all, refused.
 
 On arrays that are made of themselves, and on virtual ones whose source has no shape, HDF5 2.0.0
-ends the process; of a source that is shorter than what is mapped it returns what lay in memory.
-For a text or a list it takes as much memory as its header claims, up to 4 GiB, before it looks.
+ends the process; of a source that is shorter than what is mapped, and of a chunk that is shorter
+than its shape, it returns what lay in memory. For a text or a list it takes as much memory as its
+header claims, up to 4 GiB, before it looks; and 4 kB for each chunk of what it reads at once.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ MOST_NUMBERS = 100_000_000
 
 MOST_CHUNK_BYTES = 2**28
 """A chunk is decompressed as a whole."""
+
+MOST_CHUNKS = 2**18
+"""Of an array without frames: as many are read in 2 s."""
+
+CHUNKS_AT_ONCE = 2**14
 
 MOST_LEVELS = 8
 """Of virtual arrays of virtual arrays."""
@@ -133,7 +139,8 @@ def read_whole(array: Any, path: str) -> NDArray[Any]:
     Raises
     ------
     DataError
-        If its header claims more than any beamtime has, or more than its file.
+        If its header claims more than any beamtime has, or more than its file, or it has more than
+        `MOST_CHUNKS`.
     """
     if math.prod(array.shape) > MOST_NUMBERS:
         raise DataError(
@@ -141,13 +148,34 @@ def read_whole(array: Any, path: str) -> NDArray[Any]:
             "numbers; transfer the file again",
             path=path,
         )
-    if isinstance(array, h5py.Dataset) and claims_too_much(array, slice(None)):
+    if not isinstance(array, h5py.Dataset):
+        return np.asarray(array[()])
+    step = _count_rows_at_once(array, path)
+    if claims_too_much(array, slice(None)):
         raise DataError(
             f"{path}: texts or lists of {array.name} claim to be longer than the file; transfer it "
             "again",
             path=path,
         )
-    return np.asarray(array[()])
+    if not step:
+        return np.asarray(array[()])
+    return np.concatenate([array[n : n + step] for n in range(0, array.shape[0], step)])
+
+
+def _count_rows_at_once(array: h5py.Dataset, path: str) -> int:
+    """Give how many rows are `CHUNKS_AT_ONCE`; 0 where that is the whole array."""
+    if not array.chunks:
+        return 0
+    n_each = [-(-n // chunk) for n, chunk in zip(array.shape, array.chunks, strict=True)]
+    if math.prod(n_each) > MOST_CHUNKS:
+        raise DataError(
+            f"{path}: {array.name} of {array.shape} has {math.prod(n_each)} chunks of "
+            f"{array.chunks}, expected at most {MOST_CHUNKS}; rechunk it, or transfer the file "
+            "again",
+            path=path,
+        )
+    n_rows = max(CHUNKS_AT_ONCE // max(math.prod(n_each[1:]), 1), 1)
+    return n_rows * array.chunks[0] if n_rows < n_each[0] else 0
 
 
 def refuse_unsound(array: h5py.Dataset) -> None:
@@ -162,15 +190,18 @@ def refuse_unsound(array: h5py.Dataset) -> None:
     ------
     DataError
         If it is virtual and made of itself, its source is too short or gone without a fill value
-        that says so, its values lie in another file that is too short, or a chunk would take more
-        than `MOST_CHUNK_BYTES`; the message has no path of the file in it. Virtual arrays of more
-        than three dimensions are left to `find_modules`.
+        that says so, its values lie in another file that is too short, a chunk would take more
+        than `MOST_CHUNK_BYTES` or, of less than three dimensions, has too few; the message has no
+        path of the file in it. Virtual arrays of more than three dimensions are left to
+        `find_modules`.
     """
     if array.chunks and math.prod(array.chunks) * array.dtype.itemsize > MOST_CHUNK_BYTES:
         raise DataError(
             f"{array.name} has chunks of {array.chunks} {array.dtype}, expected at most "
             f"{MOST_CHUNK_BYTES >> 20} MiB; rechunk it, or transfer the file again"
         )
+    if array.ndim < 3:  # stacks may have millions of chunks, which are looked at as they are read
+        refuse_short_chunks(array)
     for name, offset, size in array.external or ():
         path = os.path.join(os.path.dirname(array.file.filename), name)
         there = os.path.getsize(path) if os.path.isfile(path) else 0
@@ -185,6 +216,48 @@ def refuse_unsound(array: h5py.Dataset) -> None:
             raise DataError(
                 f"{array.name} is virtual, and its source {name} {problem}; transfer both again"
             )
+
+
+def refuse_short_chunks(array: h5py.Dataset) -> None:
+    """Refuse an array of which HDF5 would give what lay in memory.
+
+    Parameters
+    ----------
+    array : h5py.Dataset
+        The open array.
+
+    Raises
+    ------
+    DataError
+        If it has chunks of too few bytes; the message has no path of the file in it.
+    """
+    if has_short_chunks(array):
+        raise DataError(
+            f"{array.name} has chunks that are shorter than {array.chunks} {array.dtype}; transfer "
+            "the file again"
+        )
+
+
+def has_short_chunks(array: h5py.Dataset) -> bool:
+    """Tell whether chunks have too few bytes for their shape.
+
+    Parameters
+    ----------
+    array : h5py.Dataset
+        The open array.
+
+    Returns
+    -------
+    bool
+        False too where they are compressed, or cannot be listed: HDF5 says so when it reads.
+    """
+    if not array.chunks or array.id.get_create_plist().get_nfilters():
+        return False
+    sizes: list[int] = []
+    with suppress(*ABSENT):
+        array.id.chunk_iter(lambda chunk: sizes.append(chunk.size))
+    needed = math.prod(array.chunks) * array.id.get_type().get_size()
+    return any(size < needed for size in sizes)
 
 
 def _is_flagged(array: h5py.Dataset) -> bool:
@@ -264,6 +337,8 @@ def _find_problem_in(file: h5py.File, dataset: str, need: Need, above: tuple[Pla
         return f"is shorter, {source.shape}, than what is taken of it"
     if (os.path.realpath(file.filename), source.name) in above or len(above) > MOST_LEVELS:
         return "leads back to it"
+    if has_short_chunks(source):
+        return f"has chunks that are shorter than {source.chunks} {source.dtype}"
     nested = list_broken_sources(source, above) if source.is_virtual else {}
     return next((f"leads to {name}, which {why}" for name, why in nested.items()), "")
 

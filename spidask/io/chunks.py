@@ -120,6 +120,7 @@ def _list_filters(array: h5py.Dataset) -> tuple[int, ...] | None:
 def _index_chunked(array: h5py.Dataset, filters: tuple[int, ...]) -> ChunkIndex:
     found: list[Any] = []
     array.id.chunk_iter(found.append)
+    found = [chunk for chunk in found if chunk.byte_offset is not None]
     grid = tuple(-(-n // chunk) for n, chunk in zip(array.shape, array.chunks, strict=True))
     # HDF5's addresses are unsigned, and its word for none is the largest.
     address = np.full(grid, UNWRITTEN, np.int64)

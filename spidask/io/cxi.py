@@ -18,7 +18,7 @@ import xarray as xr
 
 from spidask.errors import DataError
 from spidask.frames.mask import PixelBit
-from spidask.io.arrays import find_array, read_array
+from spidask.io.arrays import find_array, read_array, refuse_short_chunks
 from spidask.io.layout import MOST_PIXELS
 from spidask.io.stack import EVENT_IDS, fill_value
 from spidask.schema import annotate
@@ -350,6 +350,8 @@ def _read_patterns(file: h5py.File, n_frames: int) -> npt.NDArray[np.float32]:
         raise ValueError(f"data and mask of shapes {shape}, {mask.shape} for {n_frames} frames")
     if math.prod(shape[1:]) > MOST_PIXELS:
         raise ValueError(f"patterns of {shape[1:]} pixels")
+    refuse_short_chunks(data)
+    refuse_short_chunks(mask)
     patterns = np.asarray(data[()]).astype(np.float32)
     patterns[np.broadcast_to(np.asarray(mask[()]) != 0, shape)] = np.nan
     return patterns

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import weakref
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import product
 from typing import Any
 
@@ -66,7 +68,8 @@ class DirectReader:
     Parameters
     ----------
     array : h5py.Dataset
-        The open dataset, which has the last word on chunks that cannot be decoded here.
+        The open dataset, which has the last word on chunks that cannot be decoded here; not on
+        those that are too short, behind which HDF5 returns what lay in memory.
     index : ChunkIndex
         Where its chunks are.
     descriptor : int
@@ -102,6 +105,8 @@ class DirectReader:
         try:
             for number, inside, outside in _cut(region, self._index.shape):
                 self._read(number, inside, out[outside])
+        except EOFError:  # HDF5 would give what lay in memory behind the bytes that there are
+            raise
         except UNDECODABLE:
             out = np.asarray(self._array[region])
         return cut_block(out, tuple(rest for _, rest in parts))
@@ -118,9 +123,8 @@ class DirectReader:
             raw = np.empty(n_bytes + SLACK, np.uint8)
             self._fetch(raw[:n_bytes], address)
             out[...] = self._decode(raw, filters, inside)
-        elif n_bytes != self._n_bytes:
-            raise ValueError(f"the chunk has {n_bytes} bytes, expected {self._n_bytes}")
         else:
+            self._refuse_length(n_bytes)
             self._read_plain(address, inside, out)
 
     def _read_plain(self, address: int, inside: Slices, out: NDArray[Any]) -> None:
@@ -149,19 +153,24 @@ class DirectReader:
     ) -> NDArray[Any]:
         shape, itemsize = self._index.shape, self.dtype.itemsize
         if filters == (BITSHUFFLE,):
+            self._refuse_length(int.from_bytes(raw[:8].tobytes(), "big"))
             rows = np.arange(math.prod(shape[:-1])).reshape(shape[:-1])[inside[:-1]].ravel()
             part = unpack_rows(raw, self.dtype, math.prod(shape), rows, shape[-1], inside[-1])
             return part.reshape([one.stop - one.start for one in inside])
         data = raw[:-SLACK]
         if DEFLATE in filters:
             data = _inflate(data, self._n_bytes)
-        if data.size != self._n_bytes:
-            raise ValueError(f"the chunk has {data.size} bytes, expected {self._n_bytes}")
+        self._refuse_length(data.size)
         if SHUFFLE not in filters:
             return data.view(self.dtype).reshape(shape)[inside]
         # First bytes of all elements, then second bytes, and so on.
         planes = data.reshape(itemsize, *shape)[(slice(None), *inside)]
         return np.ascontiguousarray(np.moveaxis(planes, 0, -1)).view(self.dtype)[..., 0]
+
+    def _refuse_length(self, n_bytes: int) -> None:
+        if n_bytes != self._n_bytes:
+            error = EOFError if n_bytes < self._n_bytes else ValueError
+            raise error(f"the chunk has {n_bytes} bytes, expected {self._n_bytes}")
 
 
 def _cut(region: Slices, chunk: Place) -> Iterator[tuple[Place, Slices, Slices]]:
@@ -186,4 +195,15 @@ def _inflate(data: NDArray[np.uint8], n_bytes: int) -> NDArray[np.uint8]:
     try:
         return np.frombuffer(deflate.zlib_decompress(data, n_bytes), np.uint8)
     except deflate.DeflateError as error:
-        raise ValueError(f"the chunk is not what gzip writes: {error}") from error
+        return _inflate_other_length(data, n_bytes, error)
+
+
+def _inflate_other_length(
+    data: NDArray[np.uint8], n_bytes: int, error: Exception
+) -> NDArray[np.uint8]:
+    stream = zlib.decompressobj()
+    with suppress(zlib.error):
+        found = stream.decompress(data.tobytes(), n_bytes + 1)
+        if stream.eof or len(found) > n_bytes:
+            return np.frombuffer(found, np.uint8)
+    raise ValueError(f"the chunk is not what gzip writes: {error}") from error

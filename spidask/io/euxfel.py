@@ -226,7 +226,7 @@ def _refuse_unsound(path: str) -> None:
             names: list[str] = []
             group = file.get(place)
             if isinstance(group, h5py.Group):
-                group.visit(names.append)
+                group.visit_links(names.append)
             for name in names:
                 find_array(group, name)
 

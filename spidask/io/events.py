@@ -179,7 +179,10 @@ def _read_columns(file: h5py.File, path: str, settings: Events) -> dict[str, NDA
 
 
 def find_ids(
-    file: h5py.File, timestamp: str | None = None, n_frames: int | None = None
+    file: h5py.File,
+    timestamp: str | None = None,
+    n_frames: int | None = None,
+    beside: str = "",
 ) -> dict[str, list[str]]:
     """Find the event ids of a file that need not hold frames.
 
@@ -191,6 +194,8 @@ def find_ids(
         Path of the time stamps, where they are not at a usual place.
     n_frames : int, optional
         How many events there are, where that is known.
+    beside : str
+        Path of an array of as many; the groups above it are looked at first.
 
     Returns
     -------
@@ -203,7 +208,7 @@ def find_ids(
         return None if item is None else (item.shape, item.dtype.kind)
 
     if n_frames is not None:
-        return find_event_ids("", n_frames, describe)
+        return find_event_ids(beside, n_frames, describe)
     places = ("", "entry_1/", "LCLS/")
     usual = [f"{place}{names[0]}" for place in places for names in EVENT_IDS["timestamp"]]
     for name in [timestamp] if timestamp else usual:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spidask.errors import DataError
-from spidask.io.arrays import find_array
+from spidask.io.arrays import find_array, refuse_short_chunks
 from spidask.io.direct import DirectReader, open_direct
 from spidask.io.layout import ALL_BITS, ANYTHING, FileLayout, find_stack, refuse_unfitting
 from spidask.io.modules import Layout, ModulesReader
@@ -225,7 +225,10 @@ def _open(path: str, dataset: str, size: int, mtime_ns: int) -> h5py.Dataset:
 @lru_cache(maxsize=N_OPEN)
 def _open_frames(path: str, dataset: str, size: int, mtime_ns: int) -> h5py.Dataset | DirectReader:
     array = _open(path, dataset, size, mtime_ns)
-    return open_direct(array, path, size, mtime_ns) or array
+    direct = open_direct(array, path, size, mtime_ns)
+    if direct is None:
+        refuse_short_chunks(array)
+    return direct or array
 
 
 def _open_file(path: str) -> h5py.File:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from spidask.errors import DataError
-from spidask.io.arrays import read_whole
+from spidask.io.arrays import ABSENT, read_whole
 from spidask.io.files import natural_key
 from spidask.io.hdf5 import open_hdf5
-from spidask.io.stack import UNDECODABLE
+from spidask.io.links import has_link
+from spidask.io.stack import EVENT_IDS, PLACES, UNDECODABLE
 from spidask.io.zarr import is_zarr, open_zarr
 
 
@@ -123,3 +125,37 @@ def _read(path: str, name: str) -> NDArray[np.generic]:
             f"{path}: {name} cannot be read: {' '.join(str(error).split())}; set runs.identity",
             path=path,
         ) from error
+
+
+def refuse_lost_names(file: h5py.File, place: str, path: str) -> None:
+    """Refuse a file whose frames have names that cannot be opened.
+
+    Parameters
+    ----------
+    file : h5py.File
+        The open file.
+    place : str
+        Path of what is known of each frame, such as a label.
+    path : str
+        The file, for the message.
+
+    Raises
+    ------
+    DataError
+        If a run, an index or an event id is there and leads nowhere: the place in the file would
+        then stand for another frame.
+    """
+    names = {name for variants in EVENT_IDS.values() for names in variants for name in names}
+    above = place.strip("/").split("/")[:-1]
+    groups = {*("/".join(above[:n]) for n in range(len(above) + 1)), *PLACES}
+    for name in sorted(f"{group}/{name}" for group in groups for name in names | {"run", "index"}):
+        try:
+            lost = has_link(file, name) and file.get(name) is None
+        except ABSENT:
+            lost = True
+        if lost:
+            raise DataError(
+                f"{path}: '{name.lstrip('/')}', which names the frames, cannot be opened; transfer "
+                "the file again, or set labels.run",
+                path=path,
+            )

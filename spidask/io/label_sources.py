@@ -20,7 +20,7 @@ from spidask.config import Labels
 from spidask.errors import DataError
 from spidask.io.arrays import find_array, read_array, read_whole
 from spidask.io.events import MISSING_INTEGER, find_ids
-from spidask.io.identity import name_runs
+from spidask.io.identity import name_runs, refuse_lost_names
 from spidask.io.layout import find_arrays
 from spidask.io.maps import split_location
 from spidask.io.stack import read_event_ids
@@ -231,7 +231,8 @@ def read_hdf5(path: str, settings: Labels) -> pd.DataFrame:
     Raises
     ------
     DataError
-        If there are neither, a tag or a code has no class, or a frame has several classes.
+        If there are neither, a tag or a code has no class, a frame has several classes, or what
+        names the frames is there and cannot be opened.
     """
     name, dataset = (path, None) if Path(path).is_file() else split_location(path)
     try:
@@ -300,7 +301,7 @@ def _read_codes(array: h5py.Dataset, path: str, settings: Labels) -> npt.NDArray
         codes = name_runs(codes)
         known = codes != ""
     else:
-        known = np.isfinite(codes) & (codes != MISSING_INTEGER)
+        known = ~np.isnan(codes) & (codes != MISSING_INTEGER)
     texts = np.full(len(codes), "", object)
     texts[known] = [_say_code(code) for code in codes[known].tolist()]
     table = pd.DataFrame({"label": texts[known]}, index=np.flatnonzero(known))
@@ -311,7 +312,7 @@ def _read_codes(array: h5py.Dataset, path: str, settings: Labels) -> npt.NDArray
 
 
 def _say_code(code: float | str) -> str:
-    whole = not isinstance(code, str) and code == int(code)
+    whole = not isinstance(code, str) and float(code).is_integer()
     return str(int(code)) if whole else str(code)
 
 
@@ -321,6 +322,7 @@ def _identify(
     index = np.arange(n_frames)
     if settings.run is not None:
         return {"run": np.full(n_frames, settings.run), "index": index}
+    refuse_lost_names(file, place, path)
     entry = place.split("/")[0]
     run, position = (find_array(file, f"{entry}/{name}") for name in ("run", "index"))
     if all(array is not None and array.shape == (n_frames,) for array in (run, position)):
@@ -328,7 +330,7 @@ def _identify(
         return {"run": name_runs(runs), "index": places.astype(np.int64)}
     ids = {
         name: read_event_ids({p: read_array(file, p, path) for p in parts}, slice(None))
-        for name, parts in find_ids(file, n_frames=n_frames).items()
+        for name, parts in find_ids(file, n_frames=n_frames, beside=place).items()
     }
     for names in NAMED_BY:
         if set(names) <= set(ids):

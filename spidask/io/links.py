@@ -36,6 +36,27 @@ def _look_up(file: h5py.File, name: str) -> object:
         return None
 
 
+def has_link(group: h5py.Group, name: str) -> bool:
+    """Tell whether a name is there, whatever it leads to.
+
+    Parameters
+    ----------
+    group : h5py.Group or h5py.File
+        Where to look.
+    name : str
+        Path in it.
+
+    Returns
+    -------
+    bool
+        True too where it cannot be opened.
+    """
+    try:
+        return group.get(name, getlink=True) is not None
+    except ABSENT:
+        return True
+
+
 def find_mask(path: str, dataset: str) -> str:
     """Find a mask beside frames that is not read with them.
 

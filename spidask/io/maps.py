@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spidask.errors import DataError
-from spidask.io.arrays import find_array
+from spidask.io.arrays import ABSENT, find_array, refuse_short_chunks
 
 FRAMES_AT_ONCE = 16
 """Frames of a stack that are in memory while its mean is taken."""
@@ -254,7 +254,7 @@ def _dataset(file: h5py.File, path: str, dataset: str | None, what: str) -> h5py
     names: list[str] = []
     try:
         file.visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
-    except RuntimeError as error:
+    except ABSENT as error:
         raise DataError(
             f"{what} {path}: is damaged: {' '.join(str(error).split())}; transfer it again",
             path=path,
@@ -262,6 +262,8 @@ def _dataset(file: h5py.File, path: str, dataset: str | None, what: str) -> h5py
     name = dataset or (names[0] if len(names) == 1 else None)
     try:
         found = find_array(file, name) if name else None
+        if found is not None:
+            refuse_short_chunks(found)
     except DataError as error:
         raise DataError(f"{what} {path}: {error}", path=path) from None
     if found is not None:

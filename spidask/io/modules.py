@@ -256,7 +256,7 @@ TOLD = {
     "unordered_trains": "{} trains come after a later one",
     "lost_rows": "{} rows of a module are in the index and not in the data",
     "other_cells": "{} frames have another cellId in another module",
-    "odd_masks": "{} masks have another shape than their data, or no integers, and are not used",
+    "odd_masks": "{} masks are not used: they lead nowhere, or have another shape or no integers",
     "unreadable_files": "not read: {}",
 }
 """What faults are, in words."""

@@ -123,6 +123,13 @@ def read_selection_csv(path: str | Path) -> pd.DataFrame:
             f"{','.join(COLUMNS)}",
             path=str(path),
         ) from None
+    for name in ("index", "selected"):
+        empty = np.flatnonzero(table[name].isna())
+        if len(empty):
+            raise DataError(
+                f"{path}, line {empty[0] + 2}: is no selection: {name} is empty; correct it",
+                path=str(path),
+            )
     return table.assign(selected=table["selected"].astype(bool))
 
 

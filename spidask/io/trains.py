@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from spidask.errors import DataError
 from spidask.io.arrays import find_array
 from spidask.io.hdf5 import refuse_missing_filters
+from spidask.io.links import has_link
 from spidask.io.modules import Piece, fits_mask
 
 IDS = ("trainId", "pulseId", "cellId")
@@ -47,7 +48,7 @@ class Rows:
     lost : int
         Rows that the index has and the data has not.
     odd_mask : bool
-        A mask of another shape than the data is there.
+        A mask is there that is not used: it has another shape than the data, or leads nowhere.
     cells : int
         Frames in each row of the file, see `modules.Piece`; the other attributes are those of an
         array with one frame a row.
@@ -91,9 +92,7 @@ def read_rows(file: Any, source: str) -> Rows:
     place, name, pulse, cell = next(k for k in KEYS if f"INSTRUMENT/{source}/{k[0]}" in file.file)
     path = f"INSTRUMENT/{source}/{place}"
     group = file.file[path]
-    data = find_array(group, name)
-    if data is None:
-        raise DataError(f"has no array '{path}/{name}'")
+    data = _find(group, name)
     refuse_missing_filters(data)
     first, count = (np.asarray(a, np.int64) for a in file.get_index(source, place))
     there = np.clip(data.shape[0] - first, 0, count)
@@ -105,7 +104,8 @@ def read_rows(file: Any, source: str) -> Rows:
     cells = data.shape[1] if name == "adc" and data.ndim == 4 else 1
     row = (row[:, None] * cells + np.arange(cells)).ravel()
     named = {"pulseId": pulse, "cellId": cell}
-    ids = {n: np.asarray(group[p][:end], np.int64).reshape(-1)[row] for n, p in named.items()}
+    columns = {n: np.asarray(_find(group, p)[:end], np.int64) for n, p in named.items()}
+    ids = {n: values.reshape(-1)[row] for n, values in columns.items()}
     mask = find_array(group, "mask")
     use_mask = mask is not None and fits_mask(mask, data)
     return Rows(
@@ -119,9 +119,16 @@ def read_rows(file: Any, source: str) -> Rows:
         row,
         train[count > 0],
         int((count - there).sum()) * cells,
-        "mask" in group and not use_mask,
+        not use_mask and has_link(group, "mask"),
         cells,
     )
+
+
+def _find(group: Any, name: str) -> Any:
+    array = find_array(group, name)
+    if array is None:
+        raise DataError(f"has no array '{group.name}/{name}'")
+    return array
 
 
 @dataclass(frozen=True, eq=False)

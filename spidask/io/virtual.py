@@ -8,7 +8,7 @@ import h5py
 
 from spidask.errors import DataError
 from spidask.io.arrays import find_array, list_broken_sources
-from spidask.io.links import find_home, name_mask
+from spidask.io.links import find_home, has_link, name_mask
 from spidask.io.modules import Layout, Piece, find_faults, fits_mask
 
 MOST_MODULES = 128
@@ -46,9 +46,11 @@ def find_modules(path: str, array: h5py.Dataset) -> Layout:
     n_frames, n_modules = array.shape[:2]
     lost = list_broken_sources(array) if array.is_virtual else {}
     spans = _mapped(array, lost) if array.is_virtual else {}
-    mask = find_array(array.file, name_mask(find_home(array.file, array.name)))
-    is_odd = mask is not None and not fits_mask(mask, array)
-    if mask is None or is_odd:
+    place = name_mask(find_home(array.file, array.name))
+    mask = find_array(array.file, place)
+    fits = mask is not None and fits_mask(mask, array)
+    is_odd = not fits and has_link(array.file, place)
+    if mask is None or not fits:
         mask = None
     elif mask.is_virtual:
         broken = {k: v for k, v in list_broken_sources(mask).items() if k not in lost}

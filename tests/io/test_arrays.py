@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from spidask.errors import DataError
+from spidask.io import arrays
 from spidask.io.arrays import GONE, claims_too_much, find_array, list_broken_sources, read_array
 from spidask.io.runs import open_runs
 
@@ -143,3 +144,43 @@ def _find_heads(content, length):
     ]
     addresses = [struct.unpack("<Q", content[i + 4 : i + 12])[0] for i in places]
     return [i for i, a in zip(places, addresses, strict=True) if content[a : a + 4] == b"GCOL"]
+
+
+def test_short_chunks_are_refused(tmp_path):
+    with h5py.File(tmp_path / "r1.h5", "w") as file:
+        for name in ("good", "short"):
+            file.create_dataset(name, data=np.arange(8.0).reshape(4, 2), chunks=(2, 2))
+        file.create_dataset("texts", data=["a", "bc"], dtype=h5py.string_dtype(), chunks=(1,))
+        add_virtual(file, "of it", "short")
+    content = (tmp_path / "r1.h5").read_bytes()
+    # In the tree of chunks: bytes, skipped filters, and where the second one begins.
+    key = struct.pack("<IIQQ", 32, 0, 2, 0)
+    at = content.rindex(key)
+    (tmp_path / "r1.h5").write_bytes(content[:at] + b"\x08" + content[at + 1 :])
+    with h5py.File(tmp_path / "r1.h5") as file:
+        assert [name for name in ("good", "short") if arrays.has_short_chunks(file[name])] == [
+            "short"
+        ]
+        assert read_array(file, "texts", "r1.h5").tolist() == [b"a", b"bc"]
+        with pytest.raises(
+            DataError, match=r"^/short has chunks that are shorter than \(2, 2\) float"
+        ):
+            find_array(file, "short")
+        with pytest.raises(DataError, match=r"its source \. has chunks that are shorter"):
+            find_array(file, "of it")
+
+
+def test_many_chunks_are_read_a_few_at_a_time(tmp_path, monkeypatch):
+    values = np.arange(35).reshape(7, 5)
+    with h5py.File(tmp_path / "r1.h5", "w") as file:
+        file.create_dataset("ids", data=values, chunks=(2, 2))
+        file.create_dataset("more", (2**40,), "i8", chunks=(2**20,))
+    monkeypatch.setattr(arrays, "MOST_NUMBERS", 2**50)
+    with h5py.File(tmp_path / "r1.h5") as file:
+        for at_once in (1, 3, 6, 100):
+            monkeypatch.setattr(arrays, "CHUNKS_AT_ONCE", at_once)
+            np.testing.assert_array_equal(read_array(file, "ids", "r1.h5"), values)
+        with pytest.raises(
+            DataError, match=r"has 1048576 chunks of .*, expected at most 262144; re"
+        ):
+            read_array(file, "more", "r1.h5")

@@ -70,3 +70,17 @@ def test_the_value_of_what_was_never_written(tmp_path, fill, expected):
 def test_what_hdf5_has_to_read_has_no_index(tmp_path, shape, dtype, layout):
     with h5py.File(tmp_path / "r1.h5", "w") as file:
         assert index_chunks(file.create_dataset("d", shape, dtype, **layout)) is None
+
+
+def test_a_chunk_whose_address_is_none_counts_as_never_written(tmp_path):
+    path = tmp_path / "r1.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("data", data=np.ones((2, 3, 4)), chunks=(2, 3, 4), fillvalue=7)
+        address = file["data"].id.get_chunk_info(0).byte_offset
+    content, old = path.read_bytes(), address.to_bytes(8, "little")
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, b"\xff" * 8))
+    with h5py.File(path) as file:
+        index = index_chunks(file["data"])
+        assert index.address.tolist() == [[[UNWRITTEN]]]
+        assert index.fill == file["data"][0, 0, 0] == 7

@@ -1,7 +1,9 @@
 """Reading past HDF5: bit for bit what h5py gives, whatever the layout, and no byte more."""
 
 import os
+import struct
 import tracemalloc
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import h5py
@@ -328,3 +330,36 @@ def test_an_absurd_address_costs_its_frame(tmp_path):
     path.write_bytes(content.replace(old, new))
     frames = StackReader(str(path), "data", (3, 4, 5), np.dtype(np.uint16))[0:3, 1:3]
     assert frames[:, 0, 0].tolist() == [1, 65535, 1]
+
+
+@pytest.mark.parametrize("layout", [GZIP, {**GZIP, "shuffle": True}, LZ4], ids=["g", "sg", "lz4"])
+def test_a_chunk_that_decodes_to_too_little_is_lost(tmp_path, layout):
+    path = tmp_path / "r1.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("data", data=np.ones((3, 4, 5), "u2"), chunks=(1, 4, 5), **layout)
+        data = file["data"]
+        if layout is LZ4:
+            short = data.id.read_direct_chunk((1, 0, 0))[1]
+            short = struct.pack(">Q", 32) + short[8:]
+        else:
+            short = zlib.compress(bytes(32))
+        data.id.write_direct_chunk((1, 0, 0), short)
+    frames = StackReader(str(path), "data", (3, 4, 5), np.dtype(np.uint16))[0:3, 0:3]
+    assert frames[:, 0, 0].tolist() == [1, 65535, 1]
+    assert (frames[1] == 65535).all()
+
+
+def test_a_chunk_of_too_few_bytes_is_lost(tmp_path):
+    path, link = tmp_path / "r1.h5", tmp_path / "link.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("data", data=np.ones((3, 4, 5), "u2"), chunks=(1, 4, 5))
+    content = path.read_bytes()
+    # In the tree of chunks: bytes, skipped filters, and where the second one begins.
+    at = content.index(struct.pack("<IIQ", 40, 0, 1))
+    path.write_bytes(content[:at] + b"\x08" + content[at + 1 :])
+    frames = StackReader(str(path), "data", (3, 4, 5), np.dtype(np.uint16))[0:3, 1:3]
+    assert frames[:, 0, 0].tolist() == [1, 65535, 1]
+    with h5py.File(link, "w") as file:
+        file["data"] = h5py.ExternalLink("r1.h5", "data")
+    with pytest.raises(DataError, match="/data has chunks that are shorter"):
+        open_frames(str(link), "data")

@@ -325,7 +325,9 @@ def test_a_run_that_is_written_to_is_not_whole(tmp_path, monkeypatch):
     assert settled[0] == settled[1] != settled[2]
 
 
-@pytest.mark.parametrize("spoil", ["rows twice", "few ids", "text", "huge"])
+@pytest.mark.parametrize(
+    "spoil", ["rows twice", "few ids", "text", "huge", "of itself", "led to it"]
+)
 def test_an_absurd_file_costs_its_module_only(tmp_path, spoil):
     folder = write_run(tmp_path / "r0001", modules=[0, 1])
     file, image = image_of(next(folder.glob("*AGIPD01*")))
@@ -336,6 +338,17 @@ def test_an_absurd_file_costs_its_module_only(tmp_path, spoil):
         index_of(file)["first"][:3] = 0
         index_of(file)["count"][:3] = 2**62
         image["data"].resize(10**11, 0)
+    elif spoil == "of itself":  # HDF5 does not survive to read it
+        del image["cellId"]
+        layout = h5py.VirtualLayout((12, 1), "u2")
+        layout[...] = h5py.VirtualSource(".", f"{image.name}/cellId", (12, 1))
+        image.create_virtual_dataset("cellId", layout)
+    elif spoil == "led to it":
+        layout = h5py.VirtualLayout((3,), "u8")
+        layout[...] = h5py.VirtualSource(".", "again", (3,))
+        file.create_virtual_dataset("again", layout)
+        del file["INDEX/trainId"]
+        file["INDEX/trainId"] = h5py.SoftLink("/again")
     else:
         name = "pulseId" if spoil == "few ids" else "data"
         del image[name]
@@ -346,6 +359,28 @@ def test_an_absurd_file_costs_its_module_only(tmp_path, spoil):
     faults = ds.attrs["faults"][str(folder)]
     assert faults["missing_modules"] == list(range(1, 16))
     assert "AGIPD01-S00000.h5 (" in faults["unreadable_files"][0]
+
+
+@pytest.mark.parametrize("virtual", [False, True])
+def test_a_mask_that_leads_nowhere_is_told(tmp_path, virtual):
+    folder = write_run(tmp_path / "r0001", raw=False, modules=[0, 1])
+    path, place = next(folder.glob("*AGIPD01*")), None
+    if virtual:
+        path = tmp_path / "virtual.cxi"
+        agipd(folder, raw=False).write_virtual_cxi(str(path))
+    with h5py.File(path, "r+") as file:
+        names = []
+        file.visit(names.append)
+        place = next(name for name in names if name.endswith("/mask"))
+        del file[place]
+        file[place] = h5py.SoftLink(f"/{place}")
+    source = str(path if virtual else folder)
+    ds = open_runs(source)
+    assert ds.attrs["faults"][source]["odd_masks"] == 1
+    assert "1 masks are not used: they lead nowhere" in ds.attrs["odd_files"][0][1]
+    with h5py.File(next(folder.glob("*AGIPD01*"))) as file:
+        image = next(iter(file["INSTRUMENT"][DETECTOR]["DET"].values()))["image/data"][5]
+    np.testing.assert_array_equal(whole(ds)[5, 1], image)
 
 
 def test_colour_images_are_no_modules(tmp_path):

@@ -220,3 +220,33 @@ def test_codes_work_in_plain_tables_and_lines_are_told(tmp_path):
     with pytest.raises(DataError, match=r"line 5: run r1 index 0 is labelled a second .*, line 2"):
         rows(path, codes={7: "multiple"})
     assert set(Labels(codes=dict(enumerate(CLASSES))).codes.values()) == set(CLASSES)
+
+
+@pytest.mark.parametrize("code", [np.inf, -np.inf])
+def test_an_infinite_code_is_no_class(tmp_path, code):
+    with h5py.File(tmp_path / "r1.h5", "w") as file:
+        file["kind"] = np.array([1, np.nan, code, -99999], "f4")
+    with pytest.raises(DataError, match=rf"r1\.h5, frame 2: label '{code}' is no class"):
+        rows(f"{tmp_path}/r1.h5:kind", codes={1: "single"})
+
+
+def test_ids_beside_the_tags_come_first(tmp_path):
+    ids = {f"entry_{n}__{name}": [n, n, n + 1] for n in (1, 2) for name in ("trainId", "pulseId")}
+    path = write_tags(tmp_path / "r1.cxi", "entry_2/image_1", [[1, 0, 1]], ["single"], **ids)
+    assert rows(path) == [[2, 2, "single"], [3, 3, "single"]]
+
+
+@pytest.mark.parametrize("name", ["entry_1/trainId", "LCLS/timestamp", "entry_1/run"])
+def test_names_that_cannot_be_opened_are_not_replaced_by_places(tmp_path, name):
+    ids = {name.replace("/", "__"): [7, 8, 9]}
+    path = write_tags(tmp_path / "r1.cxi", DETECTOR, [[1, 0, 1]], ["single"], **ids)
+    with h5py.File(path) as file:
+        address = h5py.h5o.get_info(file[name].id).addr
+    with open(path, "r+b") as file:
+        file.seek(address)
+        file.write(b"\xff")
+    with pytest.raises(
+        DataError, match=rf"'{name}', which names the frames, cannot be opened; .*run"
+    ):
+        rows(path)
+    assert rows(path, run="r9") == [["r9", 0, "single"], ["r9", 2, "single"]]

@@ -87,3 +87,14 @@ def test_good_maps_pass_the_check(folder):
     check_map(f"{folder}/maps.h5:r1", (4, 5), "mask")
     check_map(f"{folder}/maps.h5:stack", (4, 5), "dark", stack=True)
     check_map(f"{folder}/maps.h5:odd", None, "mask")
+
+
+def test_a_file_with_an_object_that_cannot_be_opened_is_damaged(tmp_path):
+    with h5py.File(tmp_path / "maps.h5", "w") as file:
+        file["good"], file["lost"] = np.ones((4, 5)), np.ones((4, 5))
+        address = h5py.h5o.get_info(file["lost"].id).addr
+    with open(tmp_path / "maps.h5", "r+b") as file:
+        file.seek(address)
+        file.write(b"\xff")
+    with pytest.raises(DataError, match=r"mask .*maps\.h5: is damaged: .*; transfer it again"):
+        load(f"{tmp_path}/maps.h5:good")

@@ -71,6 +71,12 @@ def test_what_is_no_selection_is_refused(tmp_path):
     (tmp_path / "selection.csv").write_text("run,index\nr1,0\n")
     with pytest.raises(DataError, match=r"is no selection: .*; expected the columns run,index,sel"):
         read_selection_csv(tmp_path)
+    for row, name in (("r1,,0,miss,,", "index"), ('r1,"",1,,,', "index"), ("r1,4,,,,", "selected")):
+        write_selection_csv(selection(), tmp_path / "selection.csv")
+        with open(tmp_path / "selection.csv", "a") as file:
+            file.write(f"{row}\n")
+        with pytest.raises(DataError, match=f"csv, line 5: is no selection: {name} is empty"):
+            read_selection_csv(tmp_path)
 
 
 def test_frames_of_training(tmp_path):

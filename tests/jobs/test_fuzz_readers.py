@@ -3,13 +3,18 @@
 import copy
 import os
 import re
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
+import h5py
+import numcodecs
 import numpy as np
 import pytest
+import zarr
 
 JOBS = Path(__file__).parents[2] / "jobs"
 CASES = 300
@@ -80,7 +85,7 @@ def _spin():
         pass
 
 
-@pytest.mark.parametrize("code", [0, 7, 13, 21])
+@pytest.mark.parametrize("code", [0, 7, 13, 21, 22, 23])
 def test_a_wrong_value_fails(job, tmp_path, monkeypatch, code):
     monkeypatch.setattr(job, "MOST_MB", 1_000_000)  # other tests fill this process
     form = job.FORMATS[code]
@@ -130,3 +135,62 @@ def test_a_case_is_what_its_numbers_say(job, tmp_path):
         written.append((damage, subjects[0].read_bytes()))
     assert written[0] == written[1]
     assert written[0][1] != (tmp_path / "home" / "seed" / "r1.h5").read_bytes()
+
+
+def test_a_module_has_to_be_as_what_is_told_of_it(job, tmp_path):
+    form = next(form for form in job.FORMATS if form.name == "European XFEL, corrected")
+    form.prepare(tmp_path)
+    seed = tmp_path / "seed"
+    found = form.read(seed, tmp_path, 0)
+    assert form.judge(seed, found, found) == []
+    file = "CORR-R0238-AGIPD01-S00000.h5"
+    # What is told as not read must not be there, and what is not there must be told.
+    told = found | {"told": f"not read: {file} (it is damaged)"}
+    assert [w for w in form.judge(seed, told, found) if w.startswith("module 1 of")]
+    with h5py.File(seed / "r1" / file, "r+") as opened:
+        image = opened["INSTRUMENT/SPB_DET_AGIPD1M-1/DET/1CH0:xtdf/image"]
+        del image["mask"]
+        image["mask"] = h5py.SoftLink(f"{image.name}/mask")
+    again = form.read(seed, tmp_path, 0)
+    assert form.judge(seed, again, found) == []
+    (wrong,) = form.judge(seed, again | {"told": found["told"]}, found)
+    assert wrong == "the mask of module 1 is not used, and nothing says so"
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "gzip", "shuffle": True}])
+def test_a_row_that_lies_in_memory_alone_cannot_be_read(job, tmp_path, options):
+    with h5py.File(tmp_path / "r1.h5", "w") as file:
+        file.create_dataset("data", data=np.ones((3, 4, 5), "u2"), chunks=(1, 4, 5), **options)
+        if options:
+            file["data"].id.write_direct_chunk((1, 0, 0), zlib.compress(bytes(8)))
+    content = (tmp_path / "r1.h5").read_bytes()
+    if not options:
+        at = content.index(struct.pack("<IIQ", 40, 0, 1))
+        (tmp_path / "r1.h5").write_bytes(content[:at] + b"\x08" + content[at + 1 :])
+    frame = job.FORMATS[0].look(tmp_path / "r1.h5", "data", {})
+    assert frame(0).tolist() == frame(2).tolist() == np.ones((4, 5)).tolist()
+    with pytest.raises(AssertionError, match="8"):
+        frame(1)
+
+
+def test_chunks_of_blosc_that_are_cut_off_cannot_be_read(job, tmp_path):
+    home, blosc = tmp_path / "r1.zarr", numcodecs.Blosc()
+    layout = {"chunks": (1, 4, 5), "zarr_format": 2, "compressors": blosc}
+    zarr.create_array(home, data=np.arange(60).reshape(3, 4, 5), **layout)
+    frame = job.FORMATS[12].look(home, "", {})
+    assert frame(1).tolist() == np.arange(20, 40).reshape(4, 5).tolist()
+    os.truncate(home / "1.0.0", os.path.getsize(home / "1.0.0") - 1)
+    assert frame(2)[0, 0] == 40
+    with pytest.raises(AssertionError, match=r"1\.0\.0"):
+        frame(1)
+
+
+def test_ids_that_are_lost_are_not_replaced_by_places(job, tmp_path):
+    form = next(form for form in job.FORMATS if form.name == "labels, CXI tags")
+    form.prepare(tmp_path)
+    assert form.look(tmp_path / "seed")[0][:2] == [7, 2]
+    with h5py.File(tmp_path / "seed" / "r0007.cxi", "r+") as file:
+        del file["entry_1/pulseId"]
+        file["entry_1/pulseId"] = h5py.SoftLink("/gone")
+    with pytest.raises(AssertionError, match="ids that are lost"):
+        form.look(tmp_path / "seed")
