@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.utils import deterministic
 
 from spidask.config import Representation, Training
 from spidask.errors import DataError, TrainingError
@@ -319,8 +320,12 @@ def _reproducible(device: str) -> Iterator[None]:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
+    filled = deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # It shows who reads what was never written, and costs a pass over every new tensor.
+    deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+        deterministic.fill_uninitialized_memory = filled

@@ -1,5 +1,6 @@
 """The training loop: it learns, resumes to the last bit, and stops on nonsense."""
 
+import contextlib
 import functools
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from spidask.config import Representation, Training
 from spidask.errors import DataError, TrainingError
+from spidask.networks import learning
 from spidask.networks.batches import Labelled, draw_batch, upload
 from spidask.networks.checkpoints import list_checkpoints, load_checkpoint
 from spidask.networks.classifier import Classifier
@@ -219,3 +221,27 @@ def test_rate_of_sgd_rises_with_the_fourth_power_and_falls_tenfold():
     )
     found = [rate_share(i, settings) for i in (500, 1000, 3999, 4000, 5000)]
     assert found == pytest.approx([1 / 16, 1, 1, 0.1, 0.01])
+
+
+def test_the_gpu_is_told_to_compute_the_same_again_for_the_time_of_training(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    filled = torch.utils.deterministic
+    with learning._reproducible("cuda"):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not filled.fill_uninitialized_memory
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert filled.fill_uninitialized_memory
+
+
+def test_gradients_are_held_back_in_all_pieces_but_the_last(tmp_path):
+    inside, seen = [], []
+
+    @contextlib.contextmanager
+    def hold(_trained):
+        inside.append(True)
+        yield
+        inside.pop()
+
+    team = Team(hold=hold, beat=lambda: seen.append(bool(inside)))
+    run(tmp_path, SETTINGS.model_copy(update={"subdivisions": 4, "iterations": 2}), team=team)
+    assert seen == [True, True, True, False] * 2
