@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numba
 import numpy as np
+import torch
 
 from spidask.config import Ensemble, Geometry, Region, Training
 from spidask.metrics import average_precision, best_threshold
-from spidask.networks.augmentation import augment
-from spidask.networks.batches import Labelled
+from spidask.networks.augmentation import add_margin, augment
+from spidask.networks.batches import Labelled, seed_generator
 from spidask.networks.checkpoints import list_checkpoints, load_checkpoint
-from spidask.networks.classifier import SINGLE
+from spidask.networks.classifier import SINGLE, Batch
 from spidask.networks.learning import begin, train_rank
 from spidask.networks.member import Member, save_member
 from spidask.schema import CLASSES
@@ -78,20 +79,17 @@ def observe(expected: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def draw(
-    expected: np.ndarray,
-    codes: np.ndarray,
-    size: int,
-    seed: int,
-    iteration: int,
-    part: slice = slice(None),
-) -> Labelled:
-    """A batch of exposures, or a part of it."""
-    rows = np.random.default_rng([seed, iteration]).integers(0, len(codes), size)
-    patterns = []
-    for place in range(size)[part]:
-        random = np.random.default_rng([seed, iteration, place + 1])
-        patterns.append(augment(observe(expected[rows[place]], random), None, random)[0])
-    return Labelled(np.stack(patterns), codes[rows[part]])
+    expected: np.ndarray, codes: np.ndarray, size: int, seed: int, iteration: int, part: slice
+) -> Batch:
+    """A part of a batch of exposures."""
+    rows = np.random.default_rng([seed, iteration]).integers(0, len(codes), size)[part]
+    exposed = []
+    for place, row in zip(range(size)[part], rows, strict=True):
+        exposed.append(observe(expected[row], np.random.default_rng([seed, iteration, place + 1])))
+    framed = add_margin(torch.from_numpy(np.stack(exposed)))
+    random = seed_generator(framed.device, seed, iteration, part)
+    patterns, _ = augment(framed, torch.arange(len(rows)), None, random)
+    return Batch(patterns, torch.from_numpy(codes[rows]))
 
 
 def judge(logits: np.ndarray, is_single: np.ndarray) -> dict[str, float]:

@@ -22,7 +22,7 @@ from spidask.errors import TrainingError
 from spidask.labelled import Split, load_labelled, split
 from spidask.metrics import average_precision, best_threshold
 from spidask.monitor import tell
-from spidask.networks.batches import Labelled, draw_batch
+from spidask.networks.batches import Labelled, draw_batch, upload
 from spidask.networks.calibration import calibrate, choose_threshold
 from spidask.networks.checkpoints import (
     Checkpoint,
@@ -35,7 +35,7 @@ from spidask.networks.device import resolve_device
 from spidask.networks.learning import Team, begin, train_rank
 from spidask.networks.member import Member, save_member
 from spidask.networks.tensors import load_tensors, save_tensors
-from spidask.ranks import Rank, average_gradients, run_ranks, sum_over_ranks
+from spidask.ranks import Rank, average_gradients, hold_gradients, run_ranks, sum_over_ranks
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -190,7 +190,9 @@ def _train_as_rank(rank: Rank, patterns: Path, *job: Any) -> None:
     labelled = Labelled(**{name: tensor.numpy() for name, tensor in tensors.items()})
     team = Team(rank.number, rank.size, rank.device, rank.neighbours, beat=rank.beat)
     if rank.size > 1:
-        team = dataclasses.replace(team, wrap=average_gradients, total=sum_over_ranks)
+        team = dataclasses.replace(
+            team, wrap=average_gradients, hold=hold_gradients, total=sum_over_ranks
+        )
     _train_seed(team, labelled, *job)
 
 
@@ -204,7 +206,7 @@ def _train_seed(
     log.info("seed %d: %d patterns train, %d validate", seed, len(training.classes), len(is_single))
     train_rank(
         functools.partial(begin, settings, training),
-        functools.partial(draw_batch, training, settings.batch_size, seed),
+        functools.partial(draw_batch, upload(training, team.device), seed),
         validation.patterns,
         functools.partial(_judge, is_single=is_single, fraction=fraction),
         settings,

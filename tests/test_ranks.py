@@ -1,5 +1,6 @@
 """Ranks: they meet, they are replaced, and the first cause is what one hears."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ from torch import distributed
 from spidask.cluster import connect
 from spidask.config import Cluster
 from spidask.errors import ClusterError, DataError, TrainingError
-from spidask.ranks import Rank, launching, run_ranks
+from spidask.ranks import Rank, average_gradients, hold_gradients, launching, run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,23 @@ def test_ranks_meet_on_the_network_of_the_scheduler_only(client):
     expected = {"rank": 0, "size": 3, "neighbours": 3, "hosts": {"127.0.0.1"}}
     found = run(client, meet, [(1.0,), (10.0,)], 3)
     assert found == [{**expected, "sum": 6.0}, {**expected, "sum": 60.0}]
+
+
+def learn_two_pieces(rank: Rank) -> list[float]:
+    network = torch.nn.Linear(1, 1, bias=False)
+    trained = average_gradients(network, (torch.ones(1, 1),))
+    network.zero_grad()
+    found = []
+    for piece, value in enumerate((1.0 + rank.number, 10.0 + rank.number)):
+        with hold_gradients(trained) if piece == 0 else contextlib.nullcontext():
+            trained(torch.tensor([[value]])).sum().backward()
+        found.append(network.weight.grad.item())
+    return found
+
+
+def test_gradients_travel_with_the_last_piece_only(client):
+    # Rank 0 sees 1 and 10, rank 1 sees 2 and 11: held, then the mean of the sums.
+    assert run(client, learn_two_pieces, [()], 2) == [[1.0, 12.0]]
 
 
 def wait_for_others(rank: Rank, folder: Path, name: str, n: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from pathlib import Path
@@ -21,12 +22,14 @@ from spidask.baselines.hits import (
     make_grid,
     read_patterns,
 )
-from spidask.cluster import connect
+from spidask.baselines.turns import Polar, transform
+from spidask.cluster import Pool, connect
 from spidask.config import EM, Config
 from spidask.errors import ConfigError, DataError
 from spidask.frames.polar import to_polar
 from spidask.io.labels import read_labels
 from spidask.metrics import best_threshold
+from spidask.networks.device import resolve_device
 
 N_RINGS, N_ANGLES = 40, 72
 log = logging.getLogger(__name__)
@@ -207,28 +210,33 @@ def draw_classes(model: em.Model, counts: pd.DataFrame, path: Path) -> None:
 
 def _read_blocks(
     output: str | Path, hits: pd.DataFrame, config: Config
-) -> tuple[list[em.Polar], float]:
+) -> tuple[list[Polar], float]:
     """Read hits in rings and angles; also the seconds that these took."""
     grid, blocks, seconds = make_grid(output, config, N_RINGS, N_ANGLES), [], 0.0
     for patterns in read_patterns(output, hits):
         start = time.perf_counter()
         photons, n_pixels = to_polar(patterns, grid)
         seconds += time.perf_counter() - start
-        blocks.append(em.Polar(photons, n_pixels, np.ones(len(patterns))))
+        blocks.append(Polar(photons, n_pixels))
     return blocks, seconds
 
 
-def _fit(blocks: list[em.Polar], output: str | Path, config: Config) -> em.Fit:
+def _fit(blocks: list[Polar], output: str | Path, config: Config) -> em.Fit:
     settings, fits = config.em, []
+    device = functools.partial(resolve_device, config)
     with connect(config.cluster, output) as client:
+        demand = Pool(client, config.cluster, str(output)).demand if client else None
         for seed in range(settings.n_starts):
-            fits.append(em.fit(blocks, settings.n_classes, seed, settings.n_steps, client))
+            sizes = settings.n_classes, seed, settings.n_steps
+            fits.append(em.fit(blocks, *sizes, client, device, demand))
             log.info("start %d: log likelihood %.8g", seed, fits[-1].log_likelihoods[-1])
     return max(fits, key=lambda one: one.log_likelihoods[-1])
 
 
-def _time_judging(blocks: list[em.Polar], model: em.Model) -> float:
-    start = time.perf_counter()
+def _time_judging(blocks: list[Polar], model: em.Model) -> float:
+    start = time.process_time()
     for block in blocks:
-        em.responsibilities(em.rescale(block, model), model)
-    return time.perf_counter() - start
+        patterns = transform(block, "cpu")
+        scale = em.rescale(patterns, np.ones(len(block.photons)), model)
+        em.responsibilities(patterns, scale, model)
+    return time.process_time() - start

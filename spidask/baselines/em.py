@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -10,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import logsumexp
+import torch
+
+from spidask.baselines.turns import (
+    Overlap,
+    Polar,
+    Spectra,
+    gather,
+    log_likelihood,
+    overlap,
+    transform,
+)
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -36,23 +47,6 @@ class Model:
 
     intensity: FloatArray
     share: FloatArray
-
-
-@dataclass(frozen=True)
-class Polar:
-    """Patterns in rings and angles, as `spidask.frames.polar.to_polar` gives them.
-
-    Attributes
-    ----------
-    photons, n_pixels : numpy.ndarray
-        Photons and pixels of each cell, shape (frame, ring, angle).
-    scale : numpy.ndarray
-        Brightness of each pattern against its class, shape (frame,), float64.
-    """
-
-    photons: npt.NDArray[np.float32]
-    n_pixels: npt.NDArray[np.float32]
-    scale: FloatArray
 
 
 @dataclass(frozen=True)
@@ -86,6 +80,22 @@ class Sums:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What a step finds out about a block.
+
+    Attributes
+    ----------
+    scale : numpy.ndarray
+        Brightness of each pattern against its class, shape (frame,), float64.
+    sums : Sums
+        What the block adds to the next model.
+    """
+
+    scale: FloatArray
+    sums: Sums
+
+
+@dataclass(frozen=True)
 class Fit:
     """Classes that were found.
 
@@ -110,6 +120,8 @@ def fit(
     seed: int,
     n_steps: int = 60,
     client: Client | None = None,
+    device: Callable[[], str] = lambda: "cpu",
+    demand: Mapping[str, float] | None = None,
 ) -> Fit:
     """Find classes from a random start.
 
@@ -125,6 +137,10 @@ def fit(
         Steps; the first are less sharp, so that chance decides less.
     client : distributed.Client, optional
         Whose workers hold the blocks and do them; this process without it.
+    device : callable
+        Says, where a block is done, whether ``cpu`` or ``cuda`` computes.
+    demand : mapping, optional
+        Resources that a task takes; workers without them do nothing.
 
     Returns
     -------
@@ -138,28 +154,38 @@ def fit(
     the probabilities grows by `GROWTH` a step up to 1 (deterministic annealing); from there
     the likelihood never falls.
     """
-    submit: Callable[..., Any] = client.submit if client else lambda f, *a, **_: f(*a)
-    gather: Callable[[Any], Any] = client.gather if client else lambda found: found
-    held = client.scatter(list(blocks)) if client else list(blocks)
+
+    def submit(function: Callable[..., Any], *arguments: Any) -> Any:
+        if client is None:
+            return function(*arguments)
+        return client.submit(function, *arguments, pure=False, resources=demand)
+
+    held = client.scatter(list(blocks)) if client else blocks
+    held = [submit(_transform_on, block, device) for block in held]
+    parts: list[Any] = [None] * len(held)
     model, told = begin(blocks[0], n_classes, seed), []
     for step in range(n_steps):
         sharpness = min(1.0, BEGIN * GROWTH**step)
-        if step:
-            held = [submit(rescale, block, model, sharpness, pure=False) for block in held]
-        parts = [submit(expect, block, model, sharpness, pure=False) for block in held]
-        sums: Sums = gather(submit(_add_up, parts, pure=False))
+        pairs = zip(held, parts, strict=True)
+        parts = [submit(advance, block, part, model, sharpness) for block, part in pairs]
+        found = submit(_add_up, parts)
+        sums: Sums = client.gather(found) if client else found
         model = maximize(sums, model)
         told.append(sums.log_likelihood)
-    chances = [submit(_chances, block, model, pure=False) for block in held]
-    return Fit(model, gather(chances), told)
+    chances = [submit(_chances, *pair, model) for pair in zip(held, parts, strict=True)]
+    return Fit(model, client.gather(chances) if client else chances, told)
 
 
-def _add_up(parts: Sequence[Sums]) -> Sums:
-    return reduce(add, parts)
+def _transform_on(patterns: Polar, device: Callable[[], str]) -> Spectra:
+    return transform(patterns, device())
 
 
-def _chances(patterns: Polar, model: Model) -> FloatArray:
-    return np.asarray(responsibilities(patterns, model).sum(2))
+def _add_up(parts: Sequence[Part]) -> Sums:
+    return reduce(add, (part.sums for part in parts))
+
+
+def _chances(patterns: Spectra, part: Part, model: Model) -> FloatArray:
+    return np.asarray(responsibilities(patterns, part.scale, model).sum(2))
 
 
 def begin(patterns: Polar, n_classes: int, seed: int) -> Model:
@@ -168,7 +194,7 @@ def begin(patterns: Polar, n_classes: int, seed: int) -> Model:
     Parameters
     ----------
     patterns : Polar
-        Patterns whose mean radial profile each class gets.
+        Patterns whose mean over the angles each class gets.
     n_classes : int
         How many classes.
     seed : int
@@ -177,23 +203,25 @@ def begin(patterns: Polar, n_classes: int, seed: int) -> Model:
     Returns
     -------
     Model
-        For each class the mean radial profile of the patterns times a random texture.
+        That mean of each ring, times a random texture.
     """
     random = np.random.default_rng(seed)
-    mean = patterns.photons.sum(0) / np.maximum((patterns.n_pixels.T * patterns.scale).T.sum(0), 1)
+    mean = patterns.photons.sum(0) / np.maximum(patterns.n_pixels.sum(0), 1)
     ring = mean.sum(1, keepdims=True) / np.maximum((mean > 0).sum(1, keepdims=True), 1)
     texture = random.uniform(0.5, 1.5, (n_classes, *mean.shape))
     share = np.full(n_classes, 1 / n_classes)
     return Model(np.maximum(ring * texture, FLOOR), share)
 
 
-def rescale(patterns: Polar, model: Model, sharpness: float = 1.0) -> Polar:
-    """Measure how bright each pattern is, averaged over where it may belong.
+def advance(patterns: Spectra, before: Part | None, model: Model, sharpness: float = 1.0) -> Part:
+    """Do the part of a step that goes block by block: `rescale`, then `expect`.
 
     Parameters
     ----------
-    patterns : Polar
-        The patterns.
+    patterns : Spectra
+        A block of patterns.
+    before : Part or None
+        What the step before found; without it all patterns are as bright as their class.
     model : Model
         The classes.
     sharpness : float
@@ -201,23 +229,53 @@ def rescale(patterns: Polar, model: Model, sharpness: float = 1.0) -> Polar:
 
     Returns
     -------
-    Polar
-        The same with a new `scale`: photons over what the classes expect.
+    Part
+        The sums of all blocks are for `maximize`.
     """
-    _, exposure = _correlate(patterns, model)
-    chance = responsibilities(patterns, model, sharpness)
-    expected = (chance * exposure).sum((1, 2))
-    total = patterns.photons.sum((1, 2), dtype=np.float64)
-    return Polar(patterns.photons, patterns.n_pixels, total / np.maximum(expected, FLOOR))
+    laid = _lay(patterns, model)
+    if before is None:
+        scale = torch.ones_like(patterns.total)
+    else:
+        scale = _rescale(patterns, laid, _like(patterns, before.scale), sharpness)
+    return Part(scale.cpu().numpy(), _expect(patterns, laid, scale, sharpness))
 
 
-def responsibilities(patterns: Polar, model: Model, sharpness: float = 1.0) -> FloatArray:
+def rescale(
+    patterns: Spectra, scale: FloatArray, model: Model, sharpness: float = 1.0
+) -> FloatArray:
+    """Measure how bright each pattern is, averaged over where it may belong.
+
+    Parameters
+    ----------
+    patterns : Spectra
+        The patterns.
+    scale : numpy.ndarray
+        How bright they are by now, shape (frame,), float64.
+    model : Model
+        The classes.
+    sharpness : float
+        As of `responsibilities`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Photons over what the classes expect, shape (frame,), float64.
+    """
+    found = _rescale(patterns, _lay(patterns, model), _like(patterns, scale), sharpness)
+    return np.asarray(found.cpu())
+
+
+def responsibilities(
+    patterns: Spectra, scale: FloatArray, model: Model, sharpness: float = 1.0
+) -> FloatArray:
     """Probability of every class and turn for every pattern.
 
     Parameters
     ----------
-    patterns : Polar
+    patterns : Spectra
         The patterns.
+    scale : numpy.ndarray
+        How bright they are, shape (frame,), float64.
     model : Model
         The classes.
     sharpness : float
@@ -229,17 +287,20 @@ def responsibilities(patterns: Polar, model: Model, sharpness: float = 1.0) -> F
         Shape (frame, class, turn), float64; each frame's sum is 1. There are as many turns as
         angles; a turn t says that angle a of the pattern is angle a + t of the class.
     """
-    log = sharpness * _log_joint(patterns, model)
-    return np.exp(log - logsumexp(log, axis=(1, 2), keepdims=True))
+    on, prior = _lay(patterns, model)
+    log = log_likelihood(patterns, on, _like(patterns, scale)).add_(prior)
+    return np.asarray(_normalize(sharpness * log).cpu())
 
 
-def expect(patterns: Polar, model: Model, sharpness: float = 1.0) -> Sums:
-    """Do the part of a step that goes block by block.
+def expect(patterns: Spectra, scale: FloatArray, model: Model, sharpness: float = 1.0) -> Sums:
+    """Add up what a block of patterns says about the next model.
 
     Parameters
     ----------
-    patterns : Polar
+    patterns : Spectra
         A block of patterns.
+    scale : numpy.ndarray
+        How bright they are, shape (frame,), float64.
     model : Model
         The classes.
     sharpness : float
@@ -250,26 +311,7 @@ def expect(patterns: Polar, model: Model, sharpness: float = 1.0) -> Sums:
     Sums
         For `maximize`, after those of all blocks are added up.
     """
-    log = _log_joint(patterns, model)
-    total = logsumexp(log, axis=(1, 2))
-    sharp = sharpness * log
-    chance = np.exp(sharp - logsumexp(sharp, axis=(1, 2), keepdims=True))
-    exposure = patterns.n_pixels * patterns.scale[:, None, None]
-    n_angles = patterns.photons.shape[2]
-    turned = np.fft.rfft(chance, axis=2)
-
-    def gather(values: npt.NDArray[np.floating]) -> FloatArray:
-        # Sum over patterns and turns of chance[t] * values[angle - t].
-        around = np.fft.rfft(values.astype(np.float64), axis=2)
-        summed = np.einsum("fkw,frw->krw", turned, around, optimize=True)
-        return np.asarray(np.fft.irfft(summed, n_angles, axis=2))
-
-    return Sums(
-        np.maximum(gather(patterns.photons), 0),
-        np.maximum(gather(exposure), 0),
-        chance.sum((0, 2)),
-        float(total.sum()),
-    )
+    return _expect(patterns, _lay(patterns, model), _like(patterns, scale), sharpness)
 
 
 def maximize(sums: Sums, model: Model) -> Model:
@@ -292,30 +334,36 @@ def maximize(sums: Sums, model: Model) -> Model:
     return Model(np.maximum(intensity, FLOOR), sums.weight / sums.weight.sum())
 
 
-def _log_joint(patterns: Polar, model: Model) -> FloatArray:
-    """Logarithm of share times likelihood, shape (frame, class, turn)."""
-    logs, exposure = _correlate(patterns, model)
-    n_turns = logs.shape[2]
-    scale = patterns.scale[:, None, None]
-    total = patterns.photons.sum((1, 2), dtype=np.float64)[:, None, None]
-    likelihood = logs + total * np.log(np.maximum(scale, FLOOR)) - scale * exposure
-    return np.asarray(
-        likelihood + np.log(np.maximum(model.share, 1e-300))[:, None] - np.log(n_turns)
-    )
+def _lay(patterns: Spectra, model: Model) -> tuple[Overlap, torch.Tensor]:
+    """Overlap with the classes, and the logarithm of their prior probability."""
+    on = overlap(patterns, _like(patterns, model.intensity))
+    share = _like(patterns, model.share).clamp(min=1e-300)
+    return on, share.log()[:, None] - math.log(patterns.n_angles)
 
 
-def _correlate(patterns: Polar, model: Model) -> tuple[FloatArray, FloatArray]:
-    """Sums over cells of photons times log intensity, and of pixels times intensity, by turn."""
-    n_angles = patterns.photons.shape[2]
+def _rescale(
+    patterns: Spectra, laid: tuple[Overlap, torch.Tensor], scale: torch.Tensor, sharpness: float
+) -> torch.Tensor:
+    on, prior = laid
+    chance = _normalize(sharpness * log_likelihood(patterns, on, scale).add_(prior))
+    expected = torch.einsum("fkt,fkt->f", chance, on.exposure)
+    return patterns.total / expected.clamp(min=FLOOR)
 
-    def correlate(values: npt.NDArray[np.floating], model: FloatArray) -> FloatArray:
-        # sum over rings and angles of values[angle] * model[angle + turn]
-        ours = np.fft.rfft(values.astype(np.float64), axis=2)
-        theirs = np.fft.rfft(model, axis=2)
-        summed = np.einsum("frw,krw->fkw", np.conj(ours), theirs, optimize=True)
-        return np.asarray(np.fft.irfft(summed, n_angles, axis=2))
 
-    return (
-        correlate(patterns.photons, np.log(model.intensity)),
-        correlate(patterns.n_pixels, model.intensity),
-    )
+def _expect(
+    patterns: Spectra, laid: tuple[Overlap, torch.Tensor], scale: torch.Tensor, sharpness: float
+) -> Sums:
+    on, prior = laid
+    log = log_likelihood(patterns, on, scale).add_(prior)
+    total = float(log.logsumexp((1, 2)).sum())
+    chance = _normalize(sharpness * log)
+    photons, exposure = (values.cpu().numpy() for values in gather(patterns, chance, scale))
+    return Sums(photons, exposure, chance.sum((0, 2)).cpu().numpy(), total)
+
+
+def _normalize(log: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(log.flatten(1), 1).view_as(log)
+
+
+def _like(patterns: Spectra, values: FloatArray) -> torch.Tensor:
+    return torch.as_tensor(values, device=patterns.total.device)

@@ -1,11 +1,9 @@
-"""Changes to a pattern that leave its class alone, as far as physics allows."""
+"""Changes to patterns that leave their classes alone, as far as physics allows, on their device."""
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
-FloatArray = npt.NDArray[np.float32]
+import torch
+from torch.nn import functional
 
 MAX_SHIFT = 3
 """Pixels by which the beam wanders at most, along each axis."""
@@ -15,102 +13,111 @@ LEAST_FLUENCE = 0.4
 """Smallest share of photons that is kept."""
 
 
-def augment(
-    pattern: FloatArray, box: FloatArray | None, random: np.random.Generator
-) -> tuple[FloatArray, FloatArray | None]:
-    """Thin, mirror, shift a pattern and drop some of its pixels.
+def add_margin(patterns: torch.Tensor) -> torch.Tensor:
+    """Surround patterns with missing pixels, which come in when they are shifted.
 
     Parameters
     ----------
-    pattern
-        Shape (y, x), float32, whole photons, NaN where missing.
-    box
-        Around its signal, shape (4,), float32: centre x, centre y, width and height, relative to
-        the pattern; or none.
-    random
-        Where the changes come from; each pattern brings its own.
+    patterns
+        Shape (frame, y, x), float32, photons, NaN where missing.
 
     Returns
     -------
-    pattern : numpy.ndarray
-        A new array of the same shape and dtype.
-    box : numpy.ndarray or None
-        Where the box went; its width and height stay, and its centre on the pattern.
+    torch.Tensor
+        Shape (frame, y + 2 * MAX_SHIFT, x + 2 * MAX_SHIFT).
     """
-    if random.random() < 0.5:
-        pattern = thin(pattern, random.uniform(LEAST_FLUENCE, 1.0), random)
-    is_mirrored = random.random() < 0.5
-    if is_mirrored:
-        pattern = pattern[:, ::-1]
-    dy, dx = random.integers(-MAX_SHIFT, MAX_SHIFT + 1, 2)
-    pattern = shift(pattern, dy, dx)
-    if random.random() < 0.5:
-        _punch(pattern, random)
-    if box is None:
-        return pattern, None
-    (height, width), (x, y, *size) = pattern.shape, box
-    centre = np.clip([(1 - x if is_mirrored else x) + dx / width, y + dy / height], 0, 1)
-    return pattern, np.array([*centre, *size], np.float32)
+    return functional.pad(patterns, (MAX_SHIFT,) * 4, value=torch.nan)
 
 
-def thin(pattern: FloatArray, share: float, random: np.random.Generator) -> FloatArray:
-    """The pattern that a weaker pulse would have given.
+def augment(
+    framed: torch.Tensor, rows: torch.Tensor, boxes: torch.Tensor | None, random: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Shift patterns, and thin, mirror and punch half of them each, in all combinations.
 
     Parameters
     ----------
-    pattern
-        Shape (y, x), float32, whole photons, NaN where missing.
-    share
-        Fluence of the weaker pulse in units of the pulse's.
-    random
-        Source of randomness.
+    framed
+        Patterns to choose from, as `add_margin` gives them, in whole photons.
+    rows
+        Which ones, shape (n,), int64; their order has to be random, for it is the place of a
+        pattern that decides between changes.
+    boxes
+        Around the signal of those chosen, shape (n, 4), float32: centre x, centre y, width and
+        height, relative to the pattern; or none.
+    random : torch.Generator
+        Of the device; the result depends on its state only.
 
     Returns
     -------
-    numpy.ndarray
-        A new array of the same shape and dtype.
+    patterns : torch.Tensor
+        Shape (n, y, x), float32.
+    boxes : torch.Tensor or None
+        Where they went; their widths and heights stay, and their centres on the pattern.
+
+    Notes
+    -----
+    Nothing here waits for the device, nor does the device wait for Python.
+    """
+    n, half, device = len(rows), len(rows) // 2, framed.device
+    height, width = (edge - 2 * MAX_SHIFT for edge in framed.shape[1:])
+    # Of double precision, so that a product with a whole number stays below it.
+    uniform = torch.rand((7, n), generator=random, device=device, dtype=torch.float64)
+    top, left = (uniform[:2] * (2 * MAX_SHIFT + 1)).long()
+    windows = framed.unfold(1, height, 1).unfold(2, width, 1)
+    patterns = windows[rows, top, left]
+    share = LEAST_FLUENCE + (1 - LEAST_FLUENCE) * uniform[2]
+    patterns[::2] = thin(patterns[::2], share[::2], random)
+    patterns[:half] = patterns[:half].flip(2)
+    middle = slice((n + 2) // 4, (n + 2) // 4 + half)
+    _punch(patterns[middle], uniform[3:, middle])
+    if boxes is None:
+        return patterns, None
+    x = boxes[:, 0] + (MAX_SHIFT - left) / width
+    y = boxes[:, 1] + (MAX_SHIFT - top) / height
+    x[:half] = 1 - x[:half]
+    return patterns, torch.cat([torch.stack([x, y], 1).clamp(0, 1), boxes[:, 2:]], 1)
+
+
+def thin(patterns: torch.Tensor, share: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    """Give the patterns that weaker pulses would have given.
+
+    Parameters
+    ----------
+    patterns
+        Shape (frame, y, x), float32, whole photons, NaN where missing.
+    share
+        Fluence of the weaker pulse in units of the pulse's, shape (frame,).
+    random : torch.Generator
+        Of the device.
+
+    Returns
+    -------
+    torch.Tensor
+        New patterns of the same shape and dtype.
 
     Notes
     -----
     If n is Poisson with mean m, a binomial draw of n with probability p is Poisson with mean
     p m (Raikov's theorem of thinning), so the noise is that of a real weaker pulse.
     """
-    out = pattern.copy()
-    lit = np.nonzero(pattern > 0)
-    out[lit] = random.binomial(pattern[lit].astype(np.int64), share)
-    return out
+    photons = patterns.nan_to_num()  # a draw from NaN photons would never end
+    shares = share.to(photons.dtype)[:, None, None].expand_as(photons)
+    kept = torch.binomial(photons, shares, generator=random)
+    return torch.add(kept, patterns, alpha=0)  # NaN stays NaN
 
 
-def shift(pattern: FloatArray, dy: int, dx: int) -> FloatArray:
-    """Move a pattern; what comes in from outside is missing.
-
-    Parameters
-    ----------
-    pattern
-        Shape (y, x), float32.
-    dy, dx
-        Pixels to move by along each axis.
-
-    Returns
-    -------
-    numpy.ndarray
-        A new array of the same shape and dtype.
-
-    Examples
-    --------
-    >>> shift(np.array([[1, 2], [3, 4]], np.float32), 0, 1).tolist()
-    [[nan, 1.0], [nan, 3.0]]
-    """
-    out = np.full_like(pattern, np.nan)
-    height, width = pattern.shape
-    to_y, to_x = slice(max(dy, 0), height + min(dy, 0)), slice(max(dx, 0), width + min(dx, 0))
-    from_y, from_x = slice(max(-dy, 0), height - max(dy, 0)), slice(max(-dx, 0), width - max(dx, 0))
-    out[to_y, to_x] = pattern[from_y, from_x]
-    return out
+def _punch(patterns: torch.Tensor, uniform: torch.Tensor) -> None:
+    """Take a rectangle of pixels away from each."""
+    place = torch.arange(len(patterns), device=patterns.device)
+    y, x = (
+        _run_from(edge, start, length)
+        for edge, start, length in zip(patterns.shape[1:], uniform[:2], uniform[2:], strict=True)
+    )
+    patterns[place[:, None, None], y[:, :, None], x[:, None]] = torch.nan
 
 
-def _punch(pattern: FloatArray, random: np.random.Generator) -> None:
-    height, width = pattern.shape
-    y, x = random.integers(0, height), random.integers(0, width)
-    dy, dx = random.integers(1, MAX_HOLE + 1, 2)
-    pattern[y : y + dy, x : x + dx] = np.nan
+def _run_from(edge: int, start: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    """Coordinates along an edge; the last of those that are too many stand for the others."""
+    step = torch.arange(MAX_HOLE, device=start.device)
+    last = (length * MAX_HOLE).long()[:, None]
+    return ((start * edge).long()[:, None] + step.minimum(last)).clamp(max=edge - 1)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from spidask.networks.augmentation import augment
+from spidask.networks.augmentation import add_margin, augment
+from spidask.networks.classifier import Batch
 from spidask.schema import CLASSES
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
-WHOLE = slice(None)
 
 
 @dataclass(frozen=True)
@@ -53,49 +54,107 @@ class Labelled:
         return Labelled(self.patterns[rows], self.classes[rows], boxes)
 
 
-Draw = Callable[[int, slice], Labelled]
-"""Gives a part of the batch of an iteration; the same iteration always gives the same batch."""
+@dataclass(frozen=True)
+class Supply:
+    """Labelled patterns on the device, to draw batches from.
+
+    Attributes
+    ----------
+    framed : torch.Tensor
+        As of `augmentation.add_margin`.
+    classes : torch.Tensor
+        Codes into schema.CLASSES, shape (frame,), int64.
+    boxes : torch.Tensor or None
+        As of `Labelled`.
+    chance : torch.Tensor
+        That a pattern is drawn or one before it, shape (frame,), float64.
+    """
+
+    framed: torch.Tensor
+    classes: torch.Tensor
+    boxes: torch.Tensor | None
+    chance: torch.Tensor
 
 
-def draw_batch(
-    labelled: Labelled, size: int, seed: int, iteration: int, part: slice = WHOLE
-) -> Labelled:
-    """Draw a batch and augment a part of it.
+Draw = Callable[[int, slice], Batch]
+"""Gives a part of the batch of an iteration; the same of both always gives the same."""
+
+
+def upload(labelled: Labelled, device: str) -> Supply:
+    """Bring patterns to the device, once and for all batches.
 
     Parameters
     ----------
     labelled : Labelled
-        What to draw from, with replacement. A class is drawn in proportion to the square
-        root of its number of patterns, so that a rare one is seen often and not always.
-    size : int
-        Patterns in the batch.
+        The patterns. A class is drawn in proportion to the square root of its number of patterns,
+        so that a rare one is seen often and not always.
+    device : str
+        Where the network learns.
+
+    Returns
+    -------
+    Supply
+        All of them.
+    """
+    counts = np.bincount(labelled.classes, minlength=len(CLASSES))
+    chance = np.cumsum(1 / np.sqrt(counts[labelled.classes]))
+    boxes = None if labelled.boxes is None else torch.from_numpy(labelled.boxes).to(device)
+    return Supply(
+        add_margin(torch.from_numpy(labelled.patterns).to(device)),
+        torch.from_numpy(labelled.classes).to(device),
+        boxes,
+        torch.from_numpy(chance / chance[-1]).to(device),
+    )
+
+
+def draw_batch(supply: Supply, seed: int, iteration: int, part: slice) -> Batch:
+    """Draw a part of a batch, with replacement, and augment it.
+
+    Parameters
+    ----------
+    supply : Supply
+        What to draw from.
     seed, iteration : int
-        What is drawn, and how it is augmented, depends on these and on the place in the
-        batch only.
+        What is drawn, and how it is augmented, depends on these and on the part only.
     part : slice
         Places in the batch that are wanted.
 
     Returns
     -------
-    Labelled
-        That part of the batch.
+    Batch
+        That part of the batch, on the device of the supply.
     """
-    counts = np.bincount(labelled.classes, minlength=len(CLASSES))
-    weights = 1 / np.sqrt(counts[labelled.classes])
-    random = np.random.default_rng([seed, iteration])
-    rows = random.choice(len(weights), size, p=weights / weights.sum())
-    drawn = labelled.take(rows[part])
-    patterns, boxes = drawn.patterns, drawn.boxes
-    for at, place in enumerate(range(size)[part]):
-        own = np.random.default_rng([seed, iteration, place + 1])
-        box = None if boxes is None else boxes[at]
-        patterns[at], moved = augment(patterns[at], box, own)
-        if boxes is not None:
-            boxes[at] = moved
-    return drawn
+    random = seed_generator(supply.chance.device, seed, iteration, part)
+    n, device = part.stop - part.start, supply.chance.device
+    drawn = torch.rand(n, generator=random, device=device, dtype=torch.float64)
+    rows = torch.searchsorted(supply.chance, drawn, right=True)
+    boxes = None if supply.boxes is None else supply.boxes[rows]
+    patterns, boxes = augment(supply.framed, rows, boxes, random)
+    return Batch(patterns, supply.classes[rows], boxes)
 
 
-def draw_ahead(draw: Draw, wanted: Iterable[tuple[int, slice]]) -> Iterator[Labelled]:
+def seed_generator(device: torch.device, seed: int, iteration: int, part: slice) -> torch.Generator:
+    """Make the source of randomness of a part of a batch.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where it is used.
+    seed, iteration : int
+        What it depends on.
+    part : slice
+        Places in the batch; it depends on the first.
+
+    Returns
+    -------
+    torch.Generator
+        For `augment`; nothing else draws the same numbers.
+    """
+    mixed = np.random.SeedSequence([seed, iteration, part.start], spawn_key=(1,))
+    return torch.Generator(device).manual_seed(int(mixed.generate_state(1, np.uint64)[0]))
+
+
+def draw_ahead(draw: Draw, wanted: Iterable[tuple[int, slice]]) -> Iterator[Batch]:
     """Draw batches one after another, each while the one before is learned from.
 
     Parameters
@@ -107,7 +166,7 @@ def draw_ahead(draw: Draw, wanted: Iterable[tuple[int, slice]]) -> Iterator[Labe
 
     Yields
     ------
-    Labelled
+    Batch
         The batches.
     """
     with ThreadPoolExecutor(1, "draw") as pool:

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.utils import deterministic
 
 from spidask.config import Representation, Training
 from spidask.errors import DataError, TrainingError
 from spidask.networks.architectures import is_darknet, new_network
 from spidask.networks.batches import Draw, Labelled, draw_ahead
 from spidask.networks.checkpoints import restore, save_checkpoint, write_row
-from spidask.networks.classifier import SINGLE, Batch, Classifier, in_single_precision
+from spidask.networks.classifier import SINGLE, Classifier, in_single_precision
 from spidask.networks.device import in_precision
 from spidask.networks.member import SHIPPED, load_member, logits
 
@@ -55,6 +57,9 @@ class Team:
     wrap : callable
         Makes a network whose backward pass leaves the mean of all ranks' gradients; it is given
         an example of what the network takes.
+    hold : callable
+        Gives a context in which the backward pass of such a network leaves the gradients on their
+        rank, for the next one outside to sum over the ranks.
     total : callable
         Sums a tensor over all ranks.
     beat : callable
@@ -66,6 +71,7 @@ class Team:
     device: str = "cpu"
     neighbours: int = 1
     wrap: Callable[[nn.Module, tuple[torch.Tensor, ...]], nn.Module] = lambda network, _: network
+    hold: Callable[[nn.Module], AbstractContextManager[object]] = contextlib.nullcontext
     total: Callable[[torch.Tensor], torch.Tensor] = lambda value: value
     beat: Callable[[], object] = lambda: None
 
@@ -145,7 +151,7 @@ def train_rank(
     build : callable
         Gives the network to begin with, in training mode.
     draw : callable
-        Gives a part of the batch of an iteration.
+        Gives a part of the batch of an iteration, on the device of the team.
     validation : numpy.ndarray
         Patterns that are scored at every checkpoint, shape (frame, y, x), float32, photons;
         only rank 0 looks at them.
@@ -195,14 +201,15 @@ def train_rank(
             terms: dict[str, torch.Tensor] = {}
             for piece in pieces:
                 torch.manual_seed(_mix(seed, iteration, piece))  # dropout: no state to resume
-                batch = _load(next(batches), team.device)
+                batch = next(batches)
                 pictures = network.see(batch.patterns, settings.representation)
-                with in_precision(team.device, settings.precision):
-                    outputs = in_single_precision(trained(*pictures))
-                seen = (iteration - 1) * settings.batch_size
-                found = network.losses(outputs, batch, settings.representation, seen)
-                team.beat()
-                (torch.stack([*found.values()]).sum() / len(pieces)).backward()  # type: ignore[no-untyped-call]
+                with team.hold(trained) if piece != pieces[-1] else contextlib.nullcontext():
+                    with in_precision(team.device, settings.precision):
+                        outputs = in_single_precision(trained(*pictures))
+                    seen = (iteration - 1) * settings.batch_size
+                    found = network.losses(outputs, batch, settings.representation, seen)
+                    team.beat()
+                    (torch.stack([*found.values()]).sum() / len(pieces)).backward()  # type: ignore[no-untyped-call]
                 for name, term in found.items():
                     terms[name] = terms.get(name, 0) + term.detach() / n_pieces
             means = team.total(torch.stack([*terms.values()])).tolist()
@@ -274,14 +281,6 @@ def _make_optimizer(network: Classifier, settings: Training) -> torch.optim.Opti
     return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM)
 
 
-def _load(labelled: Labelled, device: str) -> Batch:
-    patterns, classes = (
-        torch.from_numpy(array).to(device) for array in (labelled.patterns, labelled.classes)
-    )
-    boxes = None if labelled.boxes is None else torch.from_numpy(labelled.boxes).to(device)
-    return Batch(patterns, classes, boxes)
-
-
 def _mix(seed: int, iteration: int, piece: int) -> int:
     return int(np.random.SeedSequence([seed, iteration, piece]).generate_state(1)[0])
 
@@ -321,8 +320,12 @@ def _reproducible(device: str) -> Iterator[None]:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
+    filled = deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # It shows who reads what was never written, and costs a pass over every new tensor.
+    deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+        deterministic.fill_uninitialized_memory = filled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from contextlib import AbstractContextManager
 
 import torch
 from torch import distributed, nn
@@ -27,7 +28,9 @@ def average_gradients(network: nn.Module, example: tuple[torch.Tensor, ...]) -> 
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # its new name is not in every torch
-        trained = DistributedDataParallel(network, broadcast_buffers=False)
+        trained = DistributedDataParallel(
+            network, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
     # After its first pass it sorts the gradients anew, and more than two ranks then sum them in
     # another order. One pass that counts for nothing lets a resumed run find the same digits.
     state = copy.deepcopy(network.state_dict())
@@ -35,6 +38,23 @@ def average_gradients(network: nn.Module, example: tuple[torch.Tensor, ...]) -> 
     sum(output.sum() for output in outputs).backward()  # one tensor, or several
     network.load_state_dict(state)
     return trained
+
+
+def hold_gradients(trained: nn.Module) -> AbstractContextManager[None]:
+    """Let the gradients of pieces of a batch add up on their rank before they travel.
+
+    Parameters
+    ----------
+    trained : torch.nn.Module
+        As `average_gradients` gives it.
+
+    Returns
+    -------
+    contextlib.AbstractContextManager
+        For the forward and backward passes of all pieces but the last.
+    """
+    assert isinstance(trained, DistributedDataParallel)
+    return trained.no_sync()
 
 
 def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:

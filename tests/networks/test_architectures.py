@@ -12,7 +12,7 @@ import torch
 from spidask.config import Representation, Training
 from spidask.errors import DataError
 from spidask.networks.architectures import ARCHITECTURES, new_network, rebuild
-from spidask.networks.batches import Labelled, draw_batch
+from spidask.networks.batches import Labelled, draw_batch, upload
 from spidask.networks.boxes import overlap
 from spidask.networks.checkpoints import list_checkpoints, load_checkpoint
 from spidask.networks.classifier import Batch
@@ -55,7 +55,7 @@ def test_a_member_of_every_architecture_comes_back_as_it_was(name, tmp_path):
     labelled, settings = make_labelled(), settings_of(name, subdivisions=2)
     train_rank(
         functools.partial(begin, settings, labelled),
-        functools.partial(draw_batch, labelled, 8, 0),
+        functools.partial(draw_batch, upload(labelled, "cpu"), 0),
         labelled.patterns,
         lambda found: {"validation_f1": float(len(found))},
         settings,

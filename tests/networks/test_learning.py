@@ -1,5 +1,6 @@
 """The training loop: it learns, resumes to the last bit, and stops on nonsense."""
 
+import contextlib
 import functools
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 
 from spidask.config import Representation, Training
 from spidask.errors import DataError, TrainingError
-from spidask.networks.batches import Labelled, draw_batch
+from spidask.networks import learning
+from spidask.networks.batches import Labelled, draw_batch, upload
 from spidask.networks.checkpoints import list_checkpoints, load_checkpoint
 from spidask.networks.classifier import Classifier
 from spidask.networks.learning import Team, begin, rate_share, train_rank
@@ -46,7 +48,7 @@ def interrupt_at(iteration):
 def run(folder, settings=SETTINGS, **options):
     labelled = make_labelled(20)
     build = functools.partial(begin, settings, labelled)
-    draw = functools.partial(draw_batch, labelled, settings.batch_size, 5)
+    draw = functools.partial(draw_batch, upload(labelled, "cpu"), 5)
     train_rank(build, draw, labelled.patterns[:6], judge, settings, 5, folder, **options)
     paths = list_checkpoints(folder)
     return [(load_checkpoint(path), load_tensors(path)[0]) for path in paths]
@@ -70,9 +72,11 @@ def test_resumed_training_is_equal_bit_for_bit(tmp_path, ranks):
 
 
 def test_overfits_a_few_patterns(tmp_path):
-    settings = SETTINGS.model_copy(update={"iterations": 60, "checkpoint_every": 60})
+    settings = SETTINGS.model_copy(
+        update={"iterations": 60, "checkpoint_every": 60, "batch_size": 16}
+    )
     labelled = make_labelled(16)
-    draw = functools.partial(draw_batch, labelled, 16, 0)
+    draw = functools.partial(draw_batch, upload(labelled, "cpu"), 0)
     train_rank(
         functools.partial(begin, settings, labelled),
         draw,
@@ -86,25 +90,6 @@ def test_overfits_a_few_patterns(tmp_path):
     np.testing.assert_array_equal(checkpoint.validation > 0, labelled.classes == 1)
 
 
-def test_batch_depends_on_seed_and_iteration_only():
-    labelled = make_labelled(20)
-    first, again = (draw_batch(labelled, 8, 1, 3) for _ in range(2))
-    np.testing.assert_array_equal(first.patterns, again.patterns)
-    other = draw_batch(labelled, 8, 1, 4)
-    assert not np.array_equal(first.classes, other.classes) or not np.array_equal(
-        first.patterns, other.patterns
-    )
-
-
-def test_parts_of_a_batch_are_drawn_as_in_the_whole():
-    labelled = make_labelled(20)
-    whole = draw_batch(labelled, 8, 1, 3)
-    for part in (slice(0, 4), slice(4, 8)):
-        piece = draw_batch(labelled, 8, 1, 3, part)
-        np.testing.assert_array_equal(piece.patterns, whole.patterns[part])
-        np.testing.assert_array_equal(piece.classes, whole.classes[part])
-
-
 def test_pieces_are_normalized_by_themselves(tmp_path):
     whole = run(tmp_path / "whole")
     pieces = run(tmp_path / "pieces", SETTINGS.model_copy(update={"ranks": 2}))
@@ -116,10 +101,11 @@ def test_pieces_are_normalized_by_themselves(tmp_path):
 def test_a_rank_draws_its_own_piece_beats_and_leaves_the_files_to_rank_0(tmp_path):
     seen, beats, rows = [], [], []
     labelled = make_labelled(20)
+    supply = upload(labelled, "cpu")
 
     def draw(iteration, part):
         seen.append((iteration, part))
-        return draw_batch(labelled, 8, 5, iteration, part)
+        return draw_batch(supply, 5, iteration, part)
 
     settings = SETTINGS.model_copy(update={"ranks": 2, "iterations": 2})
     team = Team(1, 2, total=lambda value: 2 * value, beat=lambda: beats.append(len(seen)))
@@ -142,14 +128,6 @@ def test_ranks_with_other_checkpoints_are_refused(tmp_path):
     team = Team(1, 2, total=lambda value: 2 * value + 1)
     with pytest.raises(DataError, match=r"rank 1 finds 0 iterations done in .* that all workers"):
         run(tmp_path, SETTINGS.model_copy(update={"ranks": 2}), team=team)
-
-
-def test_rare_classes_are_drawn_more_often_than_they_are():
-    patterns = np.zeros((101, 4, 4), np.float32)
-    labelled = Labelled(patterns, np.array([1] + [2] * 100))
-    drawn = np.concatenate([draw_batch(labelled, 64, 0, i).classes for i in range(20)])
-    # Square roots of 1 and 100: one in eleven instead of one in a hundred.
-    assert abs(np.mean(drawn == 1) - 1 / 11) < 0.04
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
@@ -225,7 +203,7 @@ def test_sgd_is_darknets(tmp_path):
     settings = settings.model_copy(update={"checkpoint_every": 1, "iterations": 4})
     network, labelled = Flat(), make_labelled(20)
     begun = {name: value.clone() for name, value in network.state_dict().items()}
-    draw = functools.partial(draw_batch, labelled, 8, 5)
+    draw = functools.partial(draw_batch, upload(labelled, "cpu"), 5)
     train_rank(lambda: network, draw, labelled.patterns[:2], judge, settings, 5, tmp_path)
     # Darknet: update = 0.9 update - decay * weight, weight += rate * update; a bias has no decay.
     weight, update = begun["layer.weight"].double(), 0
@@ -243,3 +221,27 @@ def test_rate_of_sgd_rises_with_the_fourth_power_and_falls_tenfold():
     )
     found = [rate_share(i, settings) for i in (500, 1000, 3999, 4000, 5000)]
     assert found == pytest.approx([1 / 16, 1, 1, 0.1, 0.01])
+
+
+def test_the_gpu_is_told_to_compute_the_same_again_for_the_time_of_training(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    filled = torch.utils.deterministic
+    with learning._reproducible("cuda"):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not filled.fill_uninitialized_memory
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert filled.fill_uninitialized_memory
+
+
+def test_gradients_are_held_back_in_all_pieces_but_the_last(tmp_path):
+    inside, seen = [], []
+
+    @contextlib.contextmanager
+    def hold(_trained):
+        inside.append(True)
+        yield
+        inside.pop()
+
+    team = Team(hold=hold, beat=lambda: seen.append(bool(inside)))
+    run(tmp_path, SETTINGS.model_copy(update={"subdivisions": 4, "iterations": 2}), team=team)
+    assert seen == [True, True, True, False] * 2
