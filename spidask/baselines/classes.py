@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from spidask.baselines.hits import (
     label_hits,
     make_grid,
     read_patterns,
+    sign_hits,
 )
 from spidask.baselines.turns import Polar, transform
 from spidask.cluster import Pool, connect
@@ -32,7 +35,17 @@ from spidask.metrics import best_threshold
 from spidask.networks.device import resolve_device
 
 N_RINGS, N_ANGLES = 40, 72
+FIT = "fit.npz"
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Classes of an output folder's hits, and how many hits are judged a second on one core."""
+
+    model: em.Model
+    chance: npt.NDArray[np.float64]
+    rate: float
 
 
 def list_settings(config: Config) -> dict[str, Any]:
@@ -75,8 +88,9 @@ def classify(output: str | Path, config: Config) -> Result:
     Parameters
     ----------
     output : str or pathlib.Path
-        Output folder of a run that was exported. Its folder ``em`` gets ``classes.csv`` and
-        ``classes.png``, a picture of every class.
+        Output folder of a run that was exported. Its folder ``em`` gets ``classes.csv``,
+        ``classes.png``, a picture of every class, and ``fit.npz``, so that other classes can be
+        chosen after a look at it without dividing the hits again.
     config : Config
         Sections `em`, `selection` (the size window), `labels` and `cluster`, whose workers do it.
 
@@ -102,15 +116,13 @@ def classify(output: str | Path, config: Config) -> Result:
         raise DataError(
             f"{len(hits)} hits pass the size window; {settings.n_classes} classes need more"
         )
-    blocks, seconds = _read_blocks(output, hits, config)
-    best = _fit(blocks, output, config)
-    chance = np.concatenate(best.chances)
-    belongs, label = chance.argmax(1), label_hits(hits, config)
-    counts = count_classes(belongs, label, settings, config.selection.expected_single_fraction)
     folder = Path(output) / "em"
     folder.mkdir(exist_ok=True)
+    found = _find_classes(folder / FIT, output, hits, config)
+    belongs, label = found.chance.argmax(1), label_hits(hits, config)
+    counts = count_classes(belongs, label, settings, config.selection.expected_single_fraction)
     counts.to_csv(folder / "classes.csv")
-    draw_classes(best.model, counts, folder / "classes.png")
+    draw_classes(found.model, counts, folder / "classes.png")
     chosen = np.flatnonzero(counts["selected"])
     if len(chosen) == 0:
         log.warning(
@@ -119,13 +131,13 @@ def classify(output: str | Path, config: Config) -> Result:
             folder / "classes.png",
         )
     reason = np.where(np.isin(belongs, chosen), "", "not_single")
-    verdicts = hits[["run", "index"]].assign(score=chance[:, chosen].sum(1), reason=reason)
+    verdicts = hits[["run", "index"]].assign(score=found.chance[:, chosen].sum(1), reason=reason)
     return Result(
         f"expectation maximization, {settings.n_classes} classes",
         verdicts,
         hits[label.notna()],
-        best.model.intensity.size + best.model.share.size,
-        len(hits) / (seconds + _time_judging(blocks, best.model)),
+        found.model.intensity.size + found.model.share.size,
+        found.rate,
     )
 
 
@@ -206,6 +218,33 @@ def draw_classes(model: em.Model, counts: pd.DataFrame, path: Path) -> None:
         colour = "green" if row.selected else "black"
         axes.set_title(f"class {number}: {row.hits} hits", fontsize=9, color=colour)
     figure.savefig(path, dpi=100)
+
+
+def _find_classes(path: Path, output: str | Path, hits: pd.DataFrame, config: Config) -> Classes:
+    """Take the classes of before, if they are of the same hits and settings, or divide the hits."""
+    made_of = sign_hits(output, hits, config.em.model_dump(mode="json", exclude={"classes"}))
+    try:
+        with np.load(path) as kept:
+            if str(kept["made_of"]) == made_of:
+                model = em.Model(kept["intensity"], kept["share"])
+                return Classes(model, kept["chance"], float(kept["rate"]))
+    except FileNotFoundError:
+        pass
+    blocks, seconds = _read_blocks(output, hits, config)
+    best = _fit(blocks, output, config)
+    rate = len(hits) / (seconds + _time_judging(blocks, best.model))
+    found = Classes(best.model, np.concatenate(best.chances), rate)
+    part = path.with_suffix(".part.npz")
+    np.savez(
+        part,
+        made_of=made_of,
+        intensity=found.model.intensity,
+        share=found.model.share,
+        chance=found.chance,
+        rate=found.rate,
+    )
+    os.replace(part, path)
+    return found
 
 
 def _read_blocks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -212,7 +213,7 @@ def is_done(output: str | Path, name: str, settings: Mapping[str, Any]) -> bool:
     Returns
     -------
     bool
-        True if its result is there.
+        True if its result is there, and not if nothing but other classes were chosen since.
 
     Raises
     ------
@@ -225,6 +226,8 @@ def is_done(output: str | Path, name: str, settings: Mapping[str, Any]) -> bool:
     stored = read_json(folder / "members" / "training.json")["settings"]
     now = _sign(Path(output), settings)
     changed = [key for key in {**stored, **now} if stored.get(key) != now.get(key)]
+    if changed == ["em.classes"]:  # people choose after they have seen the pictures
+        return False
     if changed:
         raise StoreError(
             f"{folder} was made with other settings: {', '.join(changed)}. Set them back, or "
@@ -300,6 +303,28 @@ def _decide(table: pd.DataFrame, verdicts: pd.DataFrame, config: Config) -> xr.D
             "diameter": ("frame", table["diameter_nm"].to_numpy()),
         }
     )
+
+
+def sign_hits(output: str | Path, hits: pd.DataFrame, settings: Mapping[str, Any]) -> str:
+    """Sign some hits of an output folder together with settings.
+
+    Parameters
+    ----------
+    output : str or pathlib.Path
+        Output folder.
+    hits : pandas.DataFrame
+        Columns run and index.
+    settings : mapping
+        What JSON can hold.
+
+    Returns
+    -------
+    str
+        Another one if the photons, the hits or the settings are others.
+    """
+    which = hits[["run", "index"]].astype(str).to_csv(index=False)
+    text = json.dumps([_sign(Path(output), settings), which], sort_keys=True)
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
 def _sign(output: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

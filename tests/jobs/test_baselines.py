@@ -139,10 +139,16 @@ def test_classes_may_be_named(output):
     assert counts["selected"].tolist() == [False, True]
     table = read_selection_csv(output / "em")
     assert table["selected"].sum() == counts.loc[1, "hits"]
-    # Another choice is another result.
-    done = call(output, "em", *TWO, "--set", "em.classes=[0]")
+    # After a look at the pictures: chosen anew, of the same classes.
+    fit = (output / "em" / "fit.npz").stat()
+    classify(output, "em", *TWO, "--set", "em.classes=[0]")
+    chosen = read_selection_csv(output / "em")
+    assert chosen["selected"].sum() == counts.loc[0, "hits"]
+    assert not (chosen["selected"] & table["selected"]).any()
+    assert (output / "em" / "fit.npz").stat().st_ino == fit.st_ino
+    done = call(output, "em", *TWO, "--set", "em.classes=[0]", "--set", "em.n_steps=3")
     assert done.returncode == 1
-    assert f"{output}/em was made with other settings: em.classes" in done.stderr
+    assert f"{output}/em was made with other settings: em.n_steps" in done.stderr
 
 
 @pytest.mark.parametrize(
