@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import dask
 import numpy as np
@@ -26,6 +27,7 @@ from spidask.networks.cascade import score_members
 from spidask.networks.checkpoints import list_checkpoints
 from spidask.networks.classifier import SINGLE
 from spidask.networks.member import load_member
+from spidask.networks.runtime import Ready
 from spidask.networks.tensors import load_tensors
 from spidask.training import pick_stages, train
 
@@ -85,10 +87,13 @@ def test_train_writes_an_ensemble_and_says_what_it_used(beamtime, tmp_path):
     assert table["validation_f1"].notna().sum() == 6
 
 
-def test_the_threshold_is_that_of_the_intersection(beamtime, tmp_path):
-    config = beamtime.config(tmp_path, training={"ensemble": {"n_members": 3}})
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_threshold_is_that_of_the_intersection(beamtime, tmp_path, precision):
+    settings = {"ensemble": {"n_members": 3}, "precision": precision}
+    config = beamtime.config(tmp_path, training=settings)
     frames, labels = open_runs(config.runs.files, "data"), read_labels(config.labels.file)
     members = [load_member(path) for path in train(frames, labels, config, tmp_path)[0]]
+    members = [replace(m, network=Ready(m.network, precision)) for m in members]
     labelled, runs, _ = load_labelled(frames, labels, config)
     unseen = runs == "r0002"
     is_single = labelled.classes[unseen] == SINGLE

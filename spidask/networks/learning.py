@@ -26,6 +26,7 @@ from spidask.networks.checkpoints import restore, save_checkpoint, write_row
 from spidask.networks.classifier import SINGLE, Classifier, in_single_precision
 from spidask.networks.device import in_precision
 from spidask.networks.member import SHIPPED, load_member, logits
+from spidask.networks.runtime import Ready
 
 FloatArray = npt.NDArray[np.float32]
 log = logging.getLogger(__name__)
@@ -225,9 +226,9 @@ def train_rank(
                 continue
             if iteration % settings.checkpoint_every == 0 or iteration == settings.iterations:
                 at_once = min(SCORED_AT_ONCE, n)
-                scored = logits(
-                    network.eval(), settings.representation, validation, at_once, settings.precision
-                )
+                # As inference computes: in bf16, eager scores differ from them by some hundredths.
+                ready = Ready(network, settings.precision)
+                scored = logits(ready, settings.representation, validation, at_once)
                 network.train()
                 if not np.isfinite(scored).all():
                     raise _diverged("a score is no number", iteration, settings)

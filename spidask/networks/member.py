@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from spidask.config import Precision, Representation
+from spidask.config import Representation
 from spidask.errors import DataError
 from spidask.networks.architectures import ARCHITECTURES, rebuild
 from spidask.networks.classifier import Classifier, in_single_precision
-from spidask.networks.device import in_precision
 from spidask.networks.tensors import load_tensors, save_tensors
 
 FloatArray = npt.NDArray[np.float32]
@@ -136,7 +135,6 @@ def logits(
     representation: Representation,
     patterns: FloatArray,
     batch_size: int,
-    precision: Precision = "fp32",
 ) -> FloatArray:
     """Log odds of a single hit against all other classes.
 
@@ -151,8 +149,6 @@ def logits(
     batch_size : int
         Patterns that the network sees at once; the last batch is padded to it, because the
         last digits of a convolution depend on the size.
-    precision : {"fp32", "bf16"}
-        In which the network multiplies.
 
     Returns
     -------
@@ -167,9 +163,7 @@ def logits(
         batch[: len(part)] = part
         with torch.inference_mode():
             seen = network.see(torch.from_numpy(batch).to(device), representation)
-            with in_precision(device.type, precision):
-                outputs = network(*seen)
-            found = network.log_odds(in_single_precision(outputs))
+            found = network.log_odds(in_single_precision(network(*seen)))
             out[start : start + len(part)] = found[: len(part)].cpu()
     return out
 
