@@ -228,7 +228,7 @@ def undisturbed(beamtime, tmp_path_factory, client):
     return files(folder), time.perf_counter() - start
 
 
-LONGER = {"iterations": 40, "checkpoint_every": 4, "ranks": 2, "timeout_s": 6.0}
+LONGER = {"iterations": 40, "checkpoint_every": 4, "ranks": 2, "timeout_s": 10.0}
 
 
 def wait_until(condition, timeout_s: float = 60):
