@@ -362,24 +362,24 @@ def test_the_papers_network_and_protocol_go_the_whole_way(beamtime, tmp_path):
         "architecture": "yolov2",
         "width": 0.125,
         "optimizer": "sgd",
-        "learning_rate": 2e-3,
+        "learning_rate": 5e-3,
         "weight_decay": 5e-4,
         "burn_in": 10,
-        "iterations": 80,
+        "iterations": 120,
         "checkpoint_every": 10,
-        "ensemble": {"stages": [60, 70, 80]},
+        "ensemble": {"stages": [100, 110, 120]},
         "representation": {"colours": "jet", "maximum": "own", "size": [64, 96]},
     }
     inference = {"ensemble": "early_exit", "batch_size": 8}
     config = beamtime.config(tmp_path / "out", training=training, inference=inference)
     manifest = pipeline.run(config, "select")
     members = [load_member(path) for path in find_members(config)]
-    assert [member.provenance["iteration"] for member in members] == [60, 70, 80]
+    assert [member.provenance["iteration"] for member in members] == [100, 110, 120]
     assert {member.network.name for member in members} == {"yolov2"}
     table = pd.read_csv(tmp_path / "out" / "metrics.csv")
     terms = table[["objectness", "localization", "classification"]].sum(axis=1)
     np.testing.assert_allclose(terms, table["loss"], atol=1e-5)
-    assert len(table) == 80
+    assert len(table) == 120
     # What a member rejects is not shown to the next.
     scores = gather_labels(tmp_path / "out" / "labels.zarr")["scores"].values
     rejected = scores < [member.threshold for member in members]
