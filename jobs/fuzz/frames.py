@@ -234,7 +234,7 @@ def refuse_short(array: Any, place: tuple[int, ...] = (), depth: int = 0) -> Non
                 path = Path(path).parent / source.file_name
             if is_mapped(source, place):
                 with h5py.File(path, "r", locking=False) as file:
-                    refuse_short(get(file, source.dset_name), (), depth + 1)
+                    refuse_short(get(file, source.dset_name), find_place(source, row), depth + 1)
     chunks: list[Any] = []
     if array.chunks:
         with suppress(RuntimeError):  # HDF5 does not find them either
@@ -247,6 +247,15 @@ def refuse_short(array: Any, place: tuple[int, ...] = (), depth: int = 0) -> Non
             assert chunk.byte_offset + chunk.size <= array.file.id.get_filesize(), "not in the file"
             n_bytes = _n_decoded(array, chunk)
             assert n_bytes >= int(np.prod(array.chunks)) * array.id.get_type().get_size(), n_bytes
+
+
+def find_place(source: Any, row: int | None) -> tuple[int, ...]:
+    """Find a row of a virtual dataset in its source; nothing where that is not plain."""
+    (first, *_), (last, *_) = source.vspace.get_select_bounds()
+    if row is None or source.src_space.get_select_type() != h5py.h5s.SEL_HYPERSLABS:
+        return ()
+    (begin, *_), (end, *_) = source.src_space.get_select_bounds()
+    return (begin + row - first,) if end - begin == last - first else ()
 
 
 def is_mapped(source: Any, place: tuple[int, ...]) -> bool:
