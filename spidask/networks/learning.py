@@ -226,10 +226,7 @@ def train_rank(
                 continue
             if iteration % settings.checkpoint_every == 0 or iteration == settings.iterations:
                 at_once = min(SCORED_AT_ONCE, n)
-                # As inference computes: in bf16, eager scores differ from them by some hundredths.
-                ready = Ready(network, settings.precision)
-                scored = logits(ready, settings.representation, validation, at_once)
-                network.train()
+                scored = _validate(network, validation, at_once, settings)
                 if not np.isfinite(scored).all():
                     raise _diverged("a score is no number", iteration, settings)
                 row |= judge(scored)
@@ -238,6 +235,16 @@ def train_rank(
                 log.info("seed %d: %s", seed, "  ".join(f"{k} {v:.6g}" for k, v in row.items()))
             write_row(folder / "metrics.csv", row)
             watch(row)
+
+
+def _validate(
+    network: Classifier, validation: FloatArray, at_once: int, settings: Training
+) -> FloatArray:
+    # As inference computes: in bf16, eager scores differ from them by some hundredths.
+    ready = Ready(network, settings.precision)
+    scored = logits(ready, settings.representation, validation, at_once)
+    network.train()
+    return scored
 
 
 def rate_share(iteration: int, settings: Training) -> float:
