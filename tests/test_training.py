@@ -240,7 +240,11 @@ def wait_until(condition, timeout_s: float = 60):
 
 
 @pytest.mark.parametrize(
-    ("number", "cause"), [(signal.SIGKILL, "vanished"), (signal.SIGSTOP, "hung for 6 s")]
+    ("number", "cause"),
+    [
+        (signal.SIGKILL, "vanished"),
+        (signal.SIGSTOP, f"hung for {LONGER['timeout_s']:g} s"),
+    ],
 )
 def test_a_rank_lost_in_the_middle_changes_no_bit(
     beamtime, tmp_path, client, undisturbed, caplog, number, cause, tell_lost
