@@ -1,5 +1,6 @@
 """A small beamtime that every test may share: rings are single hits, fringes are not."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -98,6 +99,16 @@ def beamtime(tmp_path_factory: pytest.TempPathFactory) -> Beamtime:
         members.append(folder / "given" / f"m{seed}.safetensors")
         save_member(Member(Compact().eval(), Representation(), 0.3), members[-1])
     return Beamtime(folder, members)
+
+
+@pytest.fixture(autouse=True)
+def forget_logging() -> Iterator[None]:
+    """Commands log to the stderr of their test, which is closed after it."""
+    yield
+    for logger in (logging.getLogger(), logging.getLogger("spidask")):
+        for handler in [h for h in logger.handlers if type(h) is logging.StreamHandler]:
+            logger.removeHandler(handler)
+    logging.getLogger("spidask").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
