@@ -367,6 +367,7 @@ def test_the_quickstart_gives_the_same_labels_on_slurm(tmp_path, monkeypatch):
         "simulation.frames=80",
         "simulation.panel.dark_frames=4",
         "training.iterations=20",
+        "training.batch_size=16",
         "training.checkpoint_every=4",
         "training.threads=1",
         "inference.device=cpu",
