@@ -202,6 +202,7 @@ def _stat(path: str) -> tuple[int, int]:
         _open.cache_clear()
         _open_frames.cache_clear()
         _seen.clear()
+        _seen[path] = now  # else the next change of this file would not show
     return now
 
 
