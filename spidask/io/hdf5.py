@@ -94,6 +94,7 @@ def scan_hdf5(path: str, dataset: str, layout: FileLayout = ANYTHING) -> StackIn
         If the file cannot be opened or holds no such stack; the message has no path in it.
     """
     try:
+        _stat(path)  # so that it is looked at as it is now
         with _open_file(path) as file:
             array, place = _find(file, dataset)
             refuse_missing_filters(array)

@@ -128,6 +128,14 @@ def test_a_file_rewritten_in_place_again_and_again_is_opened_anew(tmp_path):
         np.testing.assert_array_equal(reader(path, FRAMES)[:], FRAMES + number)
 
 
+def test_a_file_rewritten_in_place_after_it_was_read_is_described_anew(tmp_path):
+    path = write(tmp_path / "r1.h5", FRAMES[:5])
+    reader(path, FRAMES[:5])[:]
+    write(tmp_path / "next.h5", FRAMES)
+    (tmp_path / "r1.h5").write_bytes((tmp_path / "next.h5").read_bytes())
+    assert scan_hdf5(path, DATASET).shape == FRAMES.shape
+
+
 def test_others_may_open_the_file_in_the_same_process(tmp_path):
     path = write(tmp_path / "r1.h5", FRAMES)
     held = open_hdf5(path, DATASET)
