@@ -65,7 +65,7 @@ class StackReader:
         """Read frames (slice or integers), rows and columns (slices)."""
         source = open_frames(self.path, self.dataset)
         if source.ndim > 3:
-            layout = _find_modules(self.path, self.dataset, os.stat(self.path).st_mtime_ns)
+            layout = _find_modules(self.path, self.dataset, *_stat(self.path))
             return ModulesReader(layout, open_frames, self.dtype, self.mask_bits)[key]
         return read_frames(source, key, self.shape, self.dtype, self.path)
 
@@ -208,8 +208,8 @@ def _stat(path: str) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=N_OPEN)
-def _find_modules(path: str, dataset: str, mtime_ns: int) -> Layout:
-    del mtime_ns  # in the key, so that a rewritten file is looked at anew
+def _find_modules(path: str, dataset: str, size: int, mtime_ns: int) -> Layout:
+    del size, mtime_ns  # in the key, so that a rewritten file is looked at anew
     return find_modules(path, open_hdf5(path, dataset))
 
 
