@@ -1,13 +1,15 @@
 """What `benchmark.py pipeline --gpu` measures, by the clock, on one CUDA device.
 
-YOLOv2-416 as inference runs it against the device's matrix rate, what is done on the device with
-raw frames against the bus, and the whole classification from the raw region of page-cached files.
+YOLOv2-416 as inference runs it against the device's matrix rate, its training, what is done on the
+device with raw frames against the bus, and the whole classification from the raw region of
+page-cached files.
 The rows were never run on a GPU: there was none.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,18 +34,23 @@ from benchmark_networks import (
     simulate,
 )
 
-from spidask.config import Config, Representation, parse_config
+from spidask.config import Config, Representation, Training, parse_config
 from spidask.frames.calibrate import Calibration
 from spidask.inference import label_shard
 from spidask.inference.scoring import load_current
 from spidask.io import store
 from spidask.io.hdf5 import StackReader
 from spidask.io.runs import open_runs
+from spidask.metrics import average_precision
 from spidask.networks import preprocess, spheres
+from spidask.networks.batches import Labelled, draw_batch, upload
+from spidask.networks.classifier import SINGLE
 from spidask.networks.cost import measure_cost
 from spidask.networks.device import choose_batch
+from spidask.networks.learning import Team, begin, train_rank
 from spidask.networks.member import SHIPPED, Member, load_member, save_member
 from spidask.preprocessing import load_library
+from spidask.schema import CLASSES
 from spidask.stopwatch import take_seconds
 
 ROUNDS = 9
@@ -51,6 +58,9 @@ AGIPD_RATE = 3520
 """Frames a second."""
 AGIPD = (16 * 512, 128)
 N_AGIPD = 32
+N_VALIDATE = 128
+N_ITERATIONS = 4400
+"""Of YOLOv2 in the paper."""
 
 Row = dict[str, str | float]
 
@@ -78,6 +88,7 @@ def benchmark_gpu(folder: Path, device: str = "cuda") -> list[Row]:
         for name, rate in rates.items()
     ]
     rows += [measure_network(yolo, patterns, device, p, rates[p]) for p in ("fp32", "bf16")]
+    rows.append(measure_training(folder, patterns, device))
     rows += measure_kernels(patterns, device)
     for layout in pipeline.LAYOUTS:
         members = {"compact": SHIPPED, "YOLOv2-416": yolo}
@@ -121,6 +132,43 @@ def measure_network(
         "patterns/s": size / statistics.median(both),
         "of the matrix rate": gflop * 1e9 * size / statistics.median(seconds["forward"]) / rate,
         "of the matrix rate with the view": gflop * 1e9 * size / statistics.median(both) / rate,
+    }
+
+
+def measure_training(folder: Path, patterns: np.ndarray, device: str, **training: Any) -> Row:
+    """Iterations of YOLOv2 from the first checkpoint to the last, and the paper's training of it.
+
+    Batches are drawn and augmented on the device as in `spidask run`; every checkpoint is scored.
+    """
+    seen = {"size": (416, 416), **PICTURES}
+    fixed = {"architecture": "yolov2", "initial": "random", "precision": "bf16"}
+    config = Training(**{**fixed, "iterations": 75, "representation": seen, **training})
+    n = len(patterns)
+    boxes = np.tile(np.float32([0.5, 0.1, 0.6, 0.6]), (n, 1))
+    labelled = Labelled(patterns, np.arange(n) % len(CLASSES), boxes)
+    is_single = labelled.classes == SINGLE
+    ends: list[float] = []
+
+    def judge_scores(scored: np.ndarray) -> dict[str, float]:
+        return {"validation_average_precision": average_precision(scored, is_single[:N_VALIDATE])}
+
+    shutil.rmtree(folder / "training", ignore_errors=True)  # it would be continued
+    train_rank(
+        partial(begin, config, labelled),
+        partial(draw_batch, upload(labelled, device), 0),
+        patterns[:N_VALIDATE],
+        judge_scores,
+        config,
+        0,
+        folder / "training",
+        Team(device=device),
+        lambda _row: ends.append(clock(device)),
+    )
+    each = (ends[-1] - ends[config.checkpoint_every - 1]) / (len(ends) - config.checkpoint_every)
+    return {
+        "what": f"yolov2 416 trains, {config.precision}, batches of {config.batch_size}",
+        "iterations/s": 1 / each,
+        f"minutes for {N_ITERATIONS} iterations": N_ITERATIONS * each / 60,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -99,15 +100,13 @@ def measure_zarr(folder: Path, name: str, frames: NDArray[np.uint16]) -> Row:
     ways = {
         "spidask": lambda: stack[REGION],
         "plain dask": lambda: lazy.compute(scheduler="synchronous"),
+        "limit": make_zarr_limit(path, array),
     }
     return compare(name, frames, ways)
 
 
 def make_limit(path: Path, data: h5py.Dataset) -> Callable[[], NDArray[Any]]:
-    """Read the bytes that the region needs and copy as many as it has, nothing else.
-
-    Those are the rows of the region, all columns, or compressed chunks as a whole.
-    """
+    """Read the bytes of a file that the region needs: its rows, or compressed chunks as a whole."""
     row = SHAPE[2] * data.dtype.itemsize
     rows = REGION[1].stop * row
     if data.chunks is None:
@@ -116,12 +115,39 @@ def make_limit(path: Path, data: h5py.Dataset) -> Callable[[], NDArray[Any]]:
         chunks = [data.id.get_chunk_info(i) for i in range(SHAPE[0])]
         is_plain = data.id.get_create_plist().get_nfilters() == 0
         where = [(chunk.byte_offset, rows if is_plain else chunk.size) for chunk in chunks]
-    buffer = np.empty(max(n for _, n in where), np.uint8)
-    region = np.empty(data.shape, data.dtype)[REGION].copy()
-    descriptor = os.open(path, os.O_RDONLY)
+    return read_bytes({path: where}, data.dtype)
+
+
+def make_zarr_limit(path: Path, array: zarr.Array) -> Callable[[], NDArray[Any]]:
+    """Read the chunks that the region needs, of shards those alone."""
+    inner, outer = array.chunks, array.shards or array.chunks
+    grid = [n // m for n, m in zip(outer, inner, strict=True)]
+    # All of a shard's frames, and the tiles that the region touches.
+    y, x = (
+        slice(one.start // n, -(-one.stop // n))
+        for one, n in zip(REGION[1:], inner[1:], strict=True)
+    )
+    where = {}
+    for file in sorted(path.glob("c/*/*/*")):
+        where[file] = [(0, file.stat().st_size)]
+        if array.shards:
+            # At a shard's end stand address and length of each chunk, 8 bytes each, and a checksum.
+            index = np.frombuffer(file.read_bytes()[:-4][-16 * math.prod(grid) :], "<u8")
+            where[file] = index.reshape(*grid, 2)[:, y, x].reshape(-1, 2).tolist()
+    return read_bytes(where, array.dtype)
+
+
+def read_bytes(
+    where: dict[Path, list[tuple[int, int]]], dtype: np.dtype[Any]
+) -> Callable[[], NDArray[Any]]:
+    """Read stretches of files and copy as many bytes as the region has, nothing else."""
+    opened = {path: os.open(path, os.O_RDONLY) for path in where}
+    stretches = [(opened[path], *part) for path, parts in where.items() for part in parts]
+    buffer = np.empty(max(n for *_, n in stretches), np.uint8)
+    region = np.zeros(SHAPE, dtype)[REGION].copy()
 
     def read() -> NDArray[Any]:
-        for address, n_bytes in where:
+        for descriptor, address, n_bytes in stretches:
             os.preadv(descriptor, [buffer[:n_bytes]], address)
         return region.copy()
 

@@ -4,6 +4,7 @@ import dataclasses
 import threading
 import urllib.request
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -220,6 +221,26 @@ def test_a_core_reads_a_block_while_it_works_on_another_and_holds_no_more(
     label(one_run, tmp_path, frames_per_block=128, frames_per_shard=1024)
     assert len(seen) == 8
     assert max(seen) == 2
+
+
+@pytest.mark.parametrize("threshold", ["adaptive", "none"])
+def test_shards_of_one_process_leave_the_scheduler_of_others_alone(
+    beamtime, tmp_path, monkeypatch, threshold
+):
+    seen, before = [], dask.config.get("scheduler", None)
+    calibrate = preprocessing._calibrate_block
+
+    def work(*args, **more):
+        seen.append(dask.config.get("scheduler", None))
+        return calibrate(*args, **more)
+
+    monkeypatch.setattr(preprocessing, "_calibrate_block", work)
+    config = beamtime.config(tmp_path, hits={"threshold": threshold})
+    frames = open_runs(config.runs.files, "data")
+    classify_runs(
+        frames, beamtime.members, config, tmp_path / "labels.zarr", sign_files(frames), None
+    )
+    assert set(seen) == {before}
 
 
 def label_with_gpu(beamtime, output, client, **cluster):

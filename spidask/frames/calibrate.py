@@ -184,8 +184,8 @@ def missing_from(dtype: np.dtype[Any]) -> float:
 
 
 def _native(block: NDArray[Any]) -> NDArray[Any]:
-    # Numba knows neither foreign byte order nor half precision.
-    if block.dtype == np.float16:
+    # Numba knows neither foreign byte order nor half and extended precision.
+    if block.dtype.kind == "f" and block.dtype.itemsize not in (4, 8):
         return block.astype(np.float32)
     return np.ascontiguousarray(block, block.dtype.newbyteorder("="))
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import dask
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -104,8 +103,7 @@ def label_shard(
     take_seconds()
     if device == "cpu":
         lazy = _cut(run, config, number, lambda frames: label_lazily(frames, members, config))
-        with dask.config.set(scheduler="threads", num_workers=_n_threads()):
-            computed = lazy.compute()
+        computed = lazy.compute(scheduler="threads", num_workers=_n_threads())
     else:
         n_threads = max(_n_threads(), 2)
         frames, inside = _enclose(run, config, number, n_threads)
@@ -167,8 +165,8 @@ def prepare_shard(run: xr.Dataset, config: Config, number: int) -> Prepared:
     hits = map_frames(_pack_hits, lazy["patterns"].data, lazy["hit"].data, dtype=object)
     described = lazy.reset_coords()[names].assign(hits=("frame", hits))
     # Two at least: a worker of one core reads a block while it works on another.
-    with dask.config.set(scheduler="threads", num_workers=max(_n_threads(), 2)):
-        computed = described.compute()
+    # Not by dask.config, which other shards in this process would change meanwhile.
+    computed = described.compute(scheduler="threads", num_workers=max(_n_threads(), 2))
     packed = list(computed["hits"].values[computed["hit"].values])
     computed = computed.drop_vars("hits")
     found = np.empty((len(packed), *lazy["patterns"].shape[1:]), np.float32)
@@ -373,8 +371,8 @@ def _tell_shard(
 
 
 def _compute_pattern(run: xr.Dataset, row: int, config: Config) -> npt.NDArray[np.float32]:
-    with dask.config.set(scheduler="synchronous"):
-        (pattern,) = preprocess(take_frames(run, [row]), config)["patterns"].values
+    lazy = preprocess(take_frames(run, [row]), config)["patterns"]
+    (pattern,) = lazy.compute(scheduler="synchronous").values
     return np.asarray(pattern)
 
 

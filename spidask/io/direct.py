@@ -153,7 +153,11 @@ class DirectReader:
     ) -> NDArray[Any]:
         shape, itemsize = self._index.shape, self.dtype.itemsize
         if filters == (BITSHUFFLE,):
-            self._refuse_length(int.from_bytes(raw[:8].tobytes(), "big"))
+            claimed = int.from_bytes(raw[:8].tobytes(), "big")
+            if raw.size - SLACK == self._n_bytes != claimed:
+                # H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS, a setting that no mask of a chunk tells.
+                raise ValueError("the chunk went through no filter, or is damaged")
+            self._refuse_length(claimed)
             rows = np.arange(math.prod(shape[:-1])).reshape(shape[:-1])[inside[:-1]].ravel()
             part = unpack_rows(raw, self.dtype, math.prod(shape), rows, shape[-1], inside[-1])
             return part.reshape([one.stop - one.start for one in inside])

@@ -65,7 +65,7 @@ class StackReader:
         """Read frames (slice or integers), rows and columns (slices)."""
         source = open_frames(self.path, self.dataset)
         if source.ndim > 3:
-            layout = _find_modules(self.path, self.dataset, os.stat(self.path).st_mtime_ns)
+            layout = _find_modules(self.path, self.dataset, *_stat(self.path))
             return ModulesReader(layout, open_frames, self.dtype, self.mask_bits)[key]
         return read_frames(source, key, self.shape, self.dtype, self.path)
 
@@ -94,6 +94,7 @@ def scan_hdf5(path: str, dataset: str, layout: FileLayout = ANYTHING) -> StackIn
         If the file cannot be opened or holds no such stack; the message has no path in it.
     """
     try:
+        _stat(path)  # so that it is looked at as it is now
         with _open_file(path) as file:
             array, place = _find(file, dataset)
             refuse_missing_filters(array)
@@ -202,12 +203,13 @@ def _stat(path: str) -> tuple[int, int]:
         _open.cache_clear()
         _open_frames.cache_clear()
         _seen.clear()
+        _seen[path] = now  # else the next change of this file would not show
     return now
 
 
 @lru_cache(maxsize=N_OPEN)
-def _find_modules(path: str, dataset: str, mtime_ns: int) -> Layout:
-    del mtime_ns  # in the key, so that a rewritten file is looked at anew
+def _find_modules(path: str, dataset: str, size: int, mtime_ns: int) -> Layout:
+    del size, mtime_ns  # in the key, so that a rewritten file is looked at anew
     return find_modules(path, open_hdf5(path, dataset))
 
 

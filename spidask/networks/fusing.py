@@ -15,6 +15,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from spidask.networks.picture import PictureConv, fold_channels
 
+ALIGNED = 16
+"""Numbers of float32 in the longest vector of a processor."""
+
 Norm = nn.BatchNorm2d
 Outputs = Any
 
@@ -75,8 +78,9 @@ def fuse(
         if node in sizes:
             _fuse_one(traced, node, sizes[node], dtype)
         elif _is_module(node, nn.Linear):
+            traced.add_submodule(f"fused_{node.name}", _Linear(_module(node)))
             with graph.inserting_before(node):
-                node.args = (graph.call_method("float", node.args),)
+                node.replace_all_uses_with(graph.call_module(f"fused_{node.name}", node.args))
     graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()
     traced.recompile()
@@ -138,6 +142,19 @@ class _Convolution(nn.Module):
             x, other, self.weight, self.bias, *self.geometry, "add", 1.0, name, settings, ""
         )
         return summed
+
+
+class _Linear(nn.Module):
+    """A linear layer that gives a row the same digits wherever it stands in the batch."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        # Rows that begin between vectors are multiplied in another order.
+        self.filling = (0, -layer.in_features % ALIGNED)
+        self.weight, self.bias = functional.pad(layer.weight, self.filling), layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(functional.pad(x.float(), self.filling), self.weight, self.bias)
 
 
 class _Rescaled(nn.Module):

@@ -61,7 +61,9 @@ def test_the_photon_threshold_moves_every_border():
     assert out.tolist() == [[[0, 1, 1, 2]]]
 
 
-@pytest.mark.parametrize("dtype", ["u1", "i2", ">u2", "<u4", "i8", "f2", ">f4", "f8"])
+@pytest.mark.parametrize(
+    "dtype", ["u1", "i2", ">u2", "<u4", "i8", "f2", ">f2", ">f4", "f8", "longdouble"]
+)
 def test_photons_pass_through_in_any_dtype(dtype):
     block = np.arange(18, dtype=dtype).reshape(2, 3, 3)
     out = find_photons(block, plain((3, 3)))

@@ -1,5 +1,6 @@
 """Reading past HDF5: bit for bit what h5py gives, whatever the layout, and no byte more."""
 
+import ctypes
 import os
 import struct
 import tracemalloc
@@ -184,6 +185,24 @@ def test_a_chunk_may_have_skipped_filters(tmp_path, filters, skipped):
             data.id.write_direct_chunk((3, 0, 0), other.id.read_direct_chunk((0, 0, 0))[1], skipped)
     assert_equal_to_h5py(open_alone(path), path)
     np.testing.assert_array_equal(open_alone(path)[3, :, :], frame)
+
+
+@pytest.mark.parametrize("filters", [(h5py.h5z.FILTER_DEFLATE, (4,)), (32008, (0, 2))])
+def test_chunks_at_the_edge_may_be_unfiltered(tmp_path, filters):
+    # H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS, which h5py does not offer: of the library that it loads.
+    set_chunk_opts = ctypes.CDLL(h5py.h5p.__file__).H5Pset_chunk_opts
+    set_chunk_opts.argtypes = [ctypes.c_int64, ctypes.c_uint]
+    plist, path = h5py.h5p.create(h5py.h5p.DATASET_CREATE), str(tmp_path / "r1.h5")
+    plist.set_chunk(TILES)
+    plist.set_filter(filters[0], 0, filters[1])
+    assert set_chunk_opts(plist.id, 2) == 0
+    with h5py.File(path, "w", libver="latest") as file:
+        space = h5py.h5s.create_simple(SHAPE)
+        data = h5py.h5d.create(file.id, b"data", h5py.h5t.NATIVE_UINT16, space, plist)
+        h5py.Dataset(data)[:] = FRAMES
+    reader = open_frames(path, "data")
+    assert isinstance(reader, DirectReader)
+    assert_equal_to_h5py(reader, path)
 
 
 @pytest.mark.parametrize("layout", [{}, GZIP, LZ4])

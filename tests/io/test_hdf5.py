@@ -117,6 +117,36 @@ def test_a_rewritten_file_is_opened_anew(tmp_path):
     assert reader(path, FRAMES)[0, 0, 0] == FRAMES[0, 0, 0] + 1
 
 
+def test_a_file_rewritten_in_place_again_and_again_is_opened_anew(tmp_path):
+    path = str(tmp_path / "r1.h5")
+    for number in range(1, 6):
+        write(tmp_path / "next.h5", FRAMES + number, chunks=(number, 20, 31), compression="gzip")
+        # The same file as before to HDF5, which shares what it knows of one that is open.
+        (tmp_path / "r1.h5").write_bytes((tmp_path / "next.h5").read_bytes())
+        os.utime(path, ns=(number, number))
+        (tmp_path / "next.h5").unlink()
+        np.testing.assert_array_equal(reader(path, FRAMES)[:], FRAMES + number)
+
+
+def test_a_file_rewritten_in_place_after_it_was_read_is_described_anew(tmp_path):
+    path = write(tmp_path / "r1.h5", FRAMES[:5])
+    reader(path, FRAMES[:5])[:]
+    write(tmp_path / "next.h5", FRAMES)
+    (tmp_path / "r1.h5").write_bytes((tmp_path / "next.h5").read_bytes())
+    assert scan_hdf5(path, DATASET).shape == FRAMES.shape
+
+
+def test_frames_of_modules_are_looked_at_anew_where_only_the_size_shows_a_change(tmp_path):
+    for n_modules in (1, 2):
+        frames = np.stack([FRAMES] * n_modules, axis=1)
+        write(tmp_path / "next.h5", frames)
+        (tmp_path / "r1.h5").write_bytes((tmp_path / "next.h5").read_bytes())
+        os.utime(tmp_path / "r1.h5", ns=(1, 1))
+        shape = (len(FRAMES), n_modules * 20, 31)
+        stack = StackReader(str(tmp_path / "r1.h5"), DATASET, shape, np.dtype(int))
+        np.testing.assert_array_equal(stack[:], frames.reshape(shape))
+
+
 def test_others_may_open_the_file_in_the_same_process(tmp_path):
     path = write(tmp_path / "r1.h5", FRAMES)
     held = open_hdf5(path, DATASET)

@@ -16,6 +16,7 @@ import benchmark
 import benchmark_gpu
 import benchmark_kernels
 import benchmark_pipeline
+from benchmark_picture import judge
 
 
 @pytest.fixture
@@ -83,6 +84,20 @@ def test_networks_and_kernels_have_rows(patterns, monkeypatch):
     assert all(row["raw GB/s"] > 0 and row["x the bus"] > 0 for row in rows[:3])
     assert rows[3]["patterns/s"] > 0
     json.dumps([row, *rows])
+
+
+def test_training_has_a_row_with_an_aim(patterns, tmp_path):
+    seen = {"size": (64, 64), "colours": "jet", "maximum": "own"}
+    small = {"width": 0.0625, "batch_size": 4, "iterations": 6, "checkpoint_every": 3}
+    for _ in range(2):  # what is there of a benchmark before is not gone on with
+        row = benchmark_gpu.measure_training(
+            tmp_path, patterns, "cpu", representation=seen, **small
+        )
+        minutes = 4400 / row["iterations/s"] / 60
+        assert row["minutes for 4400 iterations"] == pytest.approx(minutes)
+        ((text, times),) = judge([{**row, "what": row["what"].replace("of 4", "of 64")}])
+        assert text.startswith("yolov2 416 trains, bf16, batches of 64: ")
+        assert times == pytest.approx(6 / minutes)
 
 
 @pytest.mark.parametrize(

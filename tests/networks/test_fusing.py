@@ -102,6 +102,20 @@ def test_neighbours_of_another_mask_change_no_bit(dtype):
         torch.testing.assert_close(fused(*one)[:2], fused(*two)[:2], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    "make", [lambda: Compact((5, 8), (4, 5), hidden=21), lambda: ResNet18(0.1)]
+)
+def test_place_in_the_batch_changes_no_bit_whatever_the_width(make):
+    network = trained(make)
+    photons = torch.from_numpy(np.random.default_rng(1).poisson(3.0, (16, 37, 53))).float()
+    with torch.inference_mode():
+        one, two = (
+            network.see(patterns, Representation()) for patterns in (photons, photons.roll(1, 0))
+        )
+        fused = fuse(network, one, torch.float32)
+        torch.testing.assert_close(fused(*two), fused(*one).roll(1, 0), rtol=0, atol=0)
+
+
 @pytest.mark.skipif(not can_fuse(torch.bfloat16), reason="no bfloat16 here")
 def test_in_half_precision_the_shipped_network_keeps_its_scores():
     member = load_member(SHIPPED)
