@@ -10,13 +10,13 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from spidask.frames.logarithm import logarithm
+
 LOCAL = 15
 """Edge of the window whose mean is taken off, in pixels."""
 FLOOR = 0.1
 """Floor of the local mean, in units of the pattern's mean."""
 TINY = 1e-12
-ROOT_HALF, LOG_TWO = int(np.float32(0.5**0.5).view(np.int32)), np.float32(math.log(2))
-"""Bits of the root of 1/2, and the logarithm of 2."""
 
 
 def roughen(
@@ -159,8 +159,6 @@ def _scale(
     # Numbers of any other kind would make all of it double precision.
     none, unit, infinite = np.float32(0), np.float32(1), np.float32(np.inf)
     columns = pattern.shape[1]
-    one, mantissa = np.empty(columns, np.float32), np.empty(columns, np.float32)
-    exponent = np.empty(columns, np.int32)
     for y in range(pattern.shape[0]):
         for x in range(columns):
             given = pattern[y, x]
@@ -169,32 +167,9 @@ def _scale(
             present[y, x] = unit if there else none
             photons[y, x] = n
             values[y, x] = n * per_maximum
-            one[x] = unit + n
         if is_log:
-            _take_apart(one.view(np.int32), mantissa.view(np.int32), exponent)
-            _take_logarithms(mantissa, exponent, per_maximum, values[y])
-
-
-@numba.njit(nogil=True, cache=True)
-def _take_apart(bits: Any, mantissa: Any, exponent: Any) -> None:
-    """Bits of numbers from 1 on as those of one from 2^(-1/2) to 2^(1/2), and a power of two."""
-    for x in range(len(bits)):
-        # The root's bits are taken off so that the exponent steps there.
-        above = bits[x] - ROOT_HALF
-        exponent[x] = above >> 23
-        mantissa[x] = (above & 0x7FFFFF) + ROOT_HALF
-
-
-@numba.njit(nogil=True, cache=True, fastmath=True)
-def _take_logarithms(mantissa: Any, exponent: Any, factor: Any, out: Any) -> None:
-    # log((1 + s) / (1 - s)) = 2 (s + s^3 / 3 + ...), |s| < 0.172: all of single precision.
-    for x in range(len(out)):
-        s = (mantissa[x] - np.float32(1)) / (mantissa[x] + np.float32(1))
-        q = s * s
-        series = np.float32(2 / 7) + q * np.float32(2 / 9)
-        series = np.float32(2 / 3) + q * (np.float32(2 / 5) + q * series)
-        log = s * (np.float32(2) + q * series) + np.float32(exponent[x]) * LOG_TWO
-        out[x] = log * factor
+            for x in range(columns):
+                values[y, x] = logarithm(unit + photons[y, x]) * per_maximum
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)

@@ -9,6 +9,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from spidask.frames.logarithm import logarithm
+
 LARGEST_FACTOR = 13
 """Fast Fourier transforms of lengths with larger prime factors are slow."""
 MOST_ROWS = 192
@@ -123,8 +125,8 @@ def unfold_rows(
     return out
 
 
-def pool_power(amplitude: NDArray[np.complex64]) -> NDArray[np.float32]:
-    """Sum the power of Fourier transforms over 2 x 2 frequencies.
+def pool_log_power(amplitude: NDArray[np.complex64]) -> NDArray[np.float32]:
+    """Take the logarithm of the power of Fourier transforms, averaged over 2 x 2 frequencies.
 
     Parameters
     ----------
@@ -134,18 +136,19 @@ def pool_power(amplitude: NDArray[np.complex64]) -> NDArray[np.float32]:
     Returns
     -------
     numpy.ndarray
-        Mean power, shape (..., y // 2, x // 2), float32, frequency 0 of y in the middle.
+        log(1 + mean power), shape (..., y // 2, x // 2), float32, frequency 0 of y in the middle.
 
     Examples
     --------
     >>> amplitude = np.complex64([[1, 1j], [1, 1], [3j, 3], [0, 0]])
-    >>> pool_power(amplitude).tolist()
-    [[4.5], [1.0]]
+    >>> np.expm1(pool_log_power(amplitude)).round(5)
+    array([[4.5],
+           [1. ]], dtype=float32)
     """
     *front, rows, columns = amplitude.shape
     flat = np.ascontiguousarray(amplitude).reshape(-1, rows, columns)
     out = np.empty((len(flat), rows // 2, columns // 2), np.float32)
-    _pool_power(flat, out)
+    _pool_log_power(flat, out)
     return out.reshape(*front, rows // 2, columns // 2)
 
 
@@ -180,7 +183,7 @@ def _unfold_rows(cosine: Any, sine: Any, out: Any) -> None:
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
-def _pool_power(amplitude: Any, out: Any) -> None:
+def _pool_log_power(amplitude: Any, out: Any) -> None:
     n, rows, columns = amplitude.shape
     # As fftshift: the first row of the map is the first of the second half, rounded down.
     first = (rows + 1) // 2
@@ -196,4 +199,6 @@ def _pool_power(amplitude: Any, out: Any) -> None:
                     amplitude[i, lower, 2 * x + 1],
                 ):
                     power += value.real * value.real + value.imag * value.imag
-                out[i, y, x] = power / 4
+                out[i, y, x] = np.float32(1) + power * np.float32(0.25)
+            for x in range(columns // 2):
+                out[i, y, x] = logarithm(out[i, y, x])

@@ -19,7 +19,7 @@ from spidask.frames.spectrum import (
     fold_rows,
     fourier_matrices,
     is_awkward,
-    pool_power,
+    pool_log_power,
     unfold_rows,
 )
 from spidask.networks.classifier import Classifier
@@ -230,8 +230,7 @@ class Compact(Classifier):
             seen = roughen(patterns.numpy(), maximum, is_logarithmic=is_log)
             kernel, stride = self.stem.conv.kernel_size[0], self.stem.conv.stride[0]
             scale = torch.from_numpy(scale_windows(seen[1], kernel, stride))
-            amplitude = _transform(torch.from_numpy(seen[2]))
-            distances = torch.from_numpy(pool_power(amplitude)).log1p_()
+            distances = torch.from_numpy(pool_log_power(_transform(torch.from_numpy(seen[2]))))
             return torch.from_numpy(seen[0])[:, None], scale[:, None], distances
         values, present = represent(patterns, representation)
         rough = roughen_on_device(values, present, self.stretch)

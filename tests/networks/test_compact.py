@@ -5,7 +5,7 @@ import torch
 
 from spidask.config import Representation
 from spidask.frames.residuals import roughen, scale_windows
-from spidask.frames.spectrum import pool_power
+from spidask.frames.spectrum import pool_log_power
 from spidask.networks.compact import Compact, PartialConv, autocorrelation, roughen_on_device
 from spidask.networks.cost import measure_cost
 from spidask.networks.folding import fold_norms
@@ -144,14 +144,15 @@ def test_what_the_cpu_sees_is_what_devices_see():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_power_is_pooled_as_by_torch():
+def test_power_is_pooled_and_stretched_as_by_torch():
     random = np.random.default_rng(1)
     for shape in ((2, 7, 9), (3, 8, 5)):
         image = torch.from_numpy(random.normal(size=shape).astype(np.float32))
         amplitude = torch.fft.rfft2(image)
         power = torch.fft.fftshift(amplitude.abs().square(), dim=1)
         pooled = torch.nn.functional.avg_pool2d(power, 2)
-        np.testing.assert_allclose(pool_power(amplitude.numpy()), pooled, rtol=1e-5)
+        expected = torch.log1p(pooled)
+        np.testing.assert_allclose(pool_log_power(amplitude.numpy()), expected, rtol=1e-5)
 
 
 def test_folded_norms_change_nothing_but_rounding():
