@@ -20,6 +20,8 @@ JET = Representation(colours="jet", maximum="own", size=(64, 96))
 GREY = Representation(colours="grey", maximum="own", size=(64, 96))
 NETWORKS = {
     "compact": (Compact, Representation()),
+    "compact of another window": (lambda: Compact(kernel=5), Representation()),
+    "compact of other widths": (lambda: Compact(widths=(10, 18, 32)), Representation()),
     "resnet18": (lambda: ResNet18(0.25), Representation()),
     "efficientnet": (EfficientNet, JET),
     "yolov2": (lambda: YoloV2(0.1), JET),
@@ -100,6 +102,16 @@ def test_neighbours_of_another_mask_change_no_bit(dtype):
         one, two = (network.see(patterns, Representation()) for patterns in (photons, other))
         fused = fuse(network, one, dtype)
         torch.testing.assert_close(fused(*one)[:2], fused(*two)[:2], rtol=0, atol=0)
+
+
+def test_the_first_convolution_of_the_usual_window_is_one_layer(patterns):
+    for make, n_layers in ((Compact, 1), (NETWORKS["compact of another window"][0], 2)):
+        network = trained(make)
+        with torch.inference_mode():
+            seen = network.see(patterns, Representation())
+            fused = fuse(network, seen, torch.float32)
+        names = [name for name, _ in fused.named_children() if name.startswith("fused_stem")]
+        assert len(names) == n_layers
 
 
 @pytest.mark.skipif(not can_fuse(torch.bfloat16), reason="no bfloat16 here")
