@@ -13,8 +13,8 @@ from spidask.frames.logarithm import logarithm
 
 LARGEST_FACTOR = 13
 """Fast Fourier transforms of lengths with larger prime factors are slow."""
-MOST_ROWS = 192
-"""From more rows on even a slow one is faster than a product with a matrix."""
+LONGEST_PRIME, MOST_PARTS = 192, 11
+"""Of a longer one, or of more of them, even a slow one is faster than products with a matrix."""
 
 
 class Plan(NamedTuple):
@@ -52,14 +52,15 @@ def is_awkward(rows: int) -> bool:
     Returns
     -------
     bool
-        True if it has a large prime factor and is not long.
+        True if it is a large prime, but not too large, times a small number.
 
     Examples
     --------
-    >>> [is_awkward(rows) for rows in (120, 123, 128, 512, 1023)]  # 123 is 3 x 41
-    [False, True, False, False, False]
+    >>> [is_awkward(rows) for rows in (120, 123, 128, 197, 246)]  # 123 is 3 x 41
+    [False, True, False, False, True]
     """
-    return rows <= MOST_ROWS and _largest_prime(rows) > LARGEST_FACTOR
+    prime = _largest_prime(rows)
+    return LARGEST_FACTOR < prime <= LONGEST_PRIME and rows // prime <= MOST_PARTS
 
 
 @lru_cache(maxsize=8)
@@ -69,7 +70,7 @@ def plan_transform(rows: int) -> Plan:
     Parameters
     ----------
     rows : int
-        Length of the transform, awkward: its largest prime factor is odd and there once.
+        Length of the transform; its largest prime factor is odd and no factor of the rest.
 
     Returns
     -------

@@ -26,7 +26,7 @@ def draw(rows, columns):
 
 
 # Primes, and 2, 3, 4, 6, 10 and 11 times one.
-@pytest.mark.parametrize("rows", [17, 61, 122, 123, 164, 174, 190, 187, 191])
+@pytest.mark.parametrize("rows", [17, 61, 122, 123, 164, 174, 190, 187, 191, 246])
 def test_products_with_matrices_are_the_fourier_transform(rows):
     assert is_awkward(rows)
     values = draw(rows, 5)
@@ -35,7 +35,7 @@ def test_products_with_matrices_are_the_fourier_transform(rows):
 
 
 def test_all_awkward_lengths_can_be_taken_apart():
-    for rows in range(2, 193):
+    for rows in range(2, 12 * 192):
         if is_awkward(rows):
             plan = plan_transform(rows)
             for order in (plan.taken, plan.given):
@@ -47,9 +47,12 @@ def test_no_image_changes_a_bit_of_another():
     np.testing.assert_array_equal(power_of_awkward(values[1:]), power_of_awkward(values)[1:])
 
 
-def test_only_short_transforms_with_large_prime_factors_are_awkward():
+def test_only_transforms_with_a_large_prime_factor_are_awkward():
     assert [n for n in range(100, 193) if is_awkward(n)][:5] == [101, 102, 103, 106, 107]
+    assert is_awkward(4 * 127)
     assert not is_awkward(197)
+    assert not is_awkward(12 * 41)
+    assert not is_awkward(17 * 17)
     assert not is_awkward(2 * 3 * 5 * 7)
 
 
