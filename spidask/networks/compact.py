@@ -232,7 +232,7 @@ class Compact(Classifier):
             kernel, stride = self.stem.conv.kernel_size[0], self.stem.conv.stride[0]
             scale = torch.from_numpy(scale_windows(seen[1], kernel, stride))
             power = pool_log_power(_power(torch.from_numpy(seen[2]).flatten(0, 1)))
-            distances = torch.from_numpy(power.reshape(-1, 2, *power.shape[1:]))
+            distances = torch.from_numpy(power.reshape(len(patterns), 2, *power.shape[1:]))
             return torch.from_numpy(seen[0])[:, None], scale[:, None], distances
         values, present = represent(patterns, representation)
         rough = roughen_on_device(values, present, self.stretch)
