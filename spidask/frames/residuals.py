@@ -10,13 +10,13 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from spidask.frames.logarithm import logarithm
+
 LOCAL = 15
 """Edge of the window whose mean is taken off, in pixels."""
 FLOOR = 0.1
 """Floor of the local mean, in units of the pattern's mean."""
 TINY = 1e-12
-ROOT_HALF, LOG_TWO = int(np.float32(0.5**0.5).view(np.int32)), np.float32(math.log(2))
-"""Bits of the root of 1/2, and the logarithm of 2."""
 
 
 def roughen(
@@ -63,10 +63,11 @@ def roughen(
     present = np.empty((n, rows, columns), np.float32)
     rough = np.empty((n, 2, rows, columns), np.float32)
     photons = np.empty((rows, columns), np.float32)
+    sums = np.zeros((rows + LOCAL, 2 * columns), np.float32)
     for i in range(n):
         _scale(patterns[i], values[i], present[i], photons, maximum, is_logarithmic)
         weights = _mask_weights(_pack(present[i]), (rows, columns))
-        _flatten(values[i], photons, weights, rough[i])
+        _flatten(values[i], photons, weights, sums, rough[i])
     return values, present, rough
 
 
@@ -159,8 +160,6 @@ def _scale(
     # Numbers of any other kind would make all of it double precision.
     none, unit, infinite = np.float32(0), np.float32(1), np.float32(np.inf)
     columns = pattern.shape[1]
-    one, mantissa = np.empty(columns, np.float32), np.empty(columns, np.float32)
-    exponent = np.empty(columns, np.int32)
     for y in range(pattern.shape[0]):
         for x in range(columns):
             given = pattern[y, x]
@@ -169,96 +168,89 @@ def _scale(
             present[y, x] = unit if there else none
             photons[y, x] = n
             values[y, x] = n * per_maximum
-            one[x] = unit + n
         if is_log:
-            _take_apart(one.view(np.int32), mantissa.view(np.int32), exponent)
-            _take_logarithms(mantissa, exponent, per_maximum, values[y])
+            for x in range(columns):
+                values[y, x] = logarithm(unit + photons[y, x]) * per_maximum
 
 
-@numba.njit(nogil=True, cache=True)
-def _take_apart(bits: Any, mantissa: Any, exponent: Any) -> None:
-    """Bits of numbers from 1 on as those of one from 2^(-1/2) to 2^(1/2), and a power of two."""
-    for x in range(len(bits)):
-        # The root's bits are taken off so that the exponent steps there.
-        above = bits[x] - ROOT_HALF
-        exponent[x] = above >> 23
-        mantissa[x] = (above & 0x7FFFFF) + ROOT_HALF
-
-
-@numba.njit(nogil=True, cache=True, fastmath=True)
-def _take_logarithms(mantissa: Any, exponent: Any, factor: Any, out: Any) -> None:
-    # log((1 + s) / (1 - s)) = 2 (s + s^3 / 3 + ...), |s| < 0.172: all of single precision.
-    for x in range(len(out)):
-        s = (mantissa[x] - np.float32(1)) / (mantissa[x] + np.float32(1))
-        q = s * s
-        series = np.float32(2 / 7) + q * np.float32(2 / 9)
-        series = np.float32(2 / 3) + q * (np.float32(2 / 5) + q * series)
-        log = s * (np.float32(2) + q * series) + np.float32(exponent[x]) * LOG_TWO
-        out[x] = log * factor
-
-
-@numba.njit(nogil=True, cache=True, fastmath=True)
-def _sum_across(sums: Any, twos: Any, fours: Any, eights: Any, out: Any) -> None:
-    """Sums of `LOCAL` columns each, which are 8 + 4 + 2 + 1, without a running sum."""
-    n = len(out)
-    for x in range(n + LOCAL - 2):
-        twos[x] = sums[x] + sums[x + 1]
-    for x in range(n + LOCAL - 4):
-        fours[x] = twos[x] + twos[x + 2]
-    for x in range(n + LOCAL - 8):
-        eights[x] = fours[x] + fours[x + 4]
-    for x in range(n):
-        out[x] = (eights[x] + fours[x + 8]) + (twos[x + 12] + sums[x + 14])
-
-
-@numba.njit(nogil=True, cache=True, fastmath=True)
-def _flatten(values: Any, photons: Any, weights: Any, rough: Any) -> None:
+@numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _flatten(values: Any, photons: Any, weights: Any, sums: Any, rough: Any) -> None:
     rows, columns = values.shape
-    half = LOCAL // 2
+    total = _sum_across(values, photons, sums)
+    floor = np.float32(FLOOR * total / (rows * columns) + TINY)
+    # Sums over the window, for each column; double precision, for they run.
+    running, around = np.zeros(2 * columns), np.empty(2 * columns, np.float32)
+    for y in range(LOCAL // 2 + 1, LOCAL):
+        _move(running, sums[y], sums[0], around)
+    square_values: Any = 0.0
+    square_photons: Any = 0.0
+    for y in range(rows):
+        _move(running, sums[y + LOCAL], sums[y], around)
+        square_values += _differ(values[y], weights[y], around[:columns], rough[0, y])
+        square_photons += _deviate(photons[y], weights[y], around[columns:], floor, rough[1, y])
+    size = rows * columns
+    _multiply(rough[0], np.float32(1 / math.sqrt(square_values / size + TINY)))
+    _multiply(rough[1], np.float32(1 / math.sqrt(square_photons / size + TINY)))
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _sum_across(values: Any, photons: Any, sums: Any) -> Any:
+    """Sums of `LOCAL` columns each, with 0 above and below; gives the sum of all photons."""
+    rows, columns = values.shape
+    width, half = columns + LOCAL - 1, LOCAL // 2
+    # Both side by side, for short loops are slow; five threes, for that reads memory least.
+    row, threes = np.zeros(2 * width, np.float32), np.zeros(2 * width, np.float32)
     total = np.float32(0)
     for y in range(rows):
         for x in range(columns):
+            row[half + x] = values[y, x]
+            row[width + half + x] = photons[y, x]
             total += photons[y, x]
-    floor = np.float32(FLOOR * total / (rows * columns) + TINY)
-    # Sums over the window's rows, for each column; double precision, for they run.
-    running = np.zeros((2, columns))
-    sums = np.zeros((2, columns + LOCAL - 1), np.float32)
-    parts = np.zeros((3, columns + LOCAL - 1), np.float32)
-    across = np.zeros((2, columns), np.float32)
-    square_values: Any = 0.0
-    square_photons: Any = 0.0
-    for y in range(-half, rows):
-        if y + half < rows:
-            for x in range(columns):
-                running[0, x] += values[y + half, x]
-                running[1, x] += photons[y + half, x]
-        if y < 0:
-            continue
-        for k in range(2):
-            for x in range(columns):
-                sums[k, half + x] = running[k, x]
-            _sum_across(sums[k], parts[0], parts[1], parts[2], across[k])
-        of_values, of_photons = np.float32(0), np.float32(0)
-        for x in range(columns):
-            weight = weights[y, x]
-            mean = across[1, x] * weight
-            a = values[y, x] - across[0, x] * weight
-            # Both are 0 where the pixel is missing: so are its values and its weight.
-            b = (photons[y, x] - mean) / np.sqrt(mean + floor)
-            rough[0, y, x] = a
-            rough[1, y, x] = b
-            of_values += a * a
-            of_photons += b * b
-        square_values += of_values
-        square_photons += of_photons
-        if y - half >= 0:
-            for x in range(columns):
-                running[0, x] -= values[y - half, x]
-                running[1, x] -= photons[y - half, x]
-    size = rows * columns
-    by_values = np.float32(1 / math.sqrt(square_values / size + TINY))
-    by_photons = np.float32(1 / math.sqrt(square_photons / size + TINY))
-    for y in range(rows):
-        for x in range(columns):
-            rough[0, y, x] *= by_values
-            rough[1, y, x] *= by_photons
+        for x in range(2 * width - 2):
+            threes[x] = row[x] + row[x + 1] + row[x + 2]
+        lower = y + half + 1
+        _sum_fives(threes[:width], sums[lower, :columns])
+        _sum_fives(threes[width:], sums[lower, columns:])
+    return total
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _sum_fives(threes: Any, out: Any) -> None:
+    for x in range(len(out)):
+        out[x] = threes[x] + threes[x + 3] + threes[x + 6] + threes[x + 9] + threes[x + 12]
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _move(running: Any, entering: Any, leaving: Any, out: Any) -> None:
+    for x in range(len(out)):
+        running[x] += entering[x] - leaving[x]
+        out[x] = running[x]
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _differ(values: Any, weights: Any, around: Any, out: Any) -> Any:
+    squares = np.float32(0)
+    for x in range(len(out)):
+        difference = values[x] - around[x] * weights[x]
+        out[x] = difference
+        squares += difference * difference
+    return squares
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _deviate(photons: Any, weights: Any, around: Any, floor: Any, out: Any) -> Any:
+    squares = np.float32(0)
+    for x in range(len(out)):
+        mean = around[x] * weights[x]
+        # 0 where the pixel is missing, as the difference: so are its values and its weight.
+        residual = (photons[x] - mean) / np.sqrt(mean + floor)
+        out[x] = residual
+        squares += residual * residual
+    return squares
+
+
+@numba.njit(nogil=True, cache=True)
+def _multiply(image: Any, factor: Any) -> None:
+    for y in range(image.shape[0]):
+        for x in range(image.shape[1]):
+            image[y, x] *= factor

@@ -17,10 +17,11 @@ from spidask.config import Representation
 from spidask.frames.residuals import FLOOR, LOCAL, TINY, roughen, scale_windows
 from spidask.frames.spectrum import (
     fold_rows,
-    fourier_matrices,
     is_awkward,
-    pool_power,
-    unfold_rows,
+    plan_transform,
+    pool_log_power,
+    square,
+    unfold_power,
 )
 from spidask.networks.classifier import Classifier
 from spidask.networks.representation import represent
@@ -230,8 +231,8 @@ class Compact(Classifier):
             seen = roughen(patterns.numpy(), maximum, is_logarithmic=is_log)
             kernel, stride = self.stem.conv.kernel_size[0], self.stem.conv.stride[0]
             scale = torch.from_numpy(scale_windows(seen[1], kernel, stride))
-            amplitude = _transform(torch.from_numpy(seen[2]))
-            distances = torch.from_numpy(pool_power(amplitude)).log1p_()
+            power = pool_log_power(_power(torch.from_numpy(seen[2]).flatten(0, 1)))
+            distances = torch.from_numpy(power.reshape(len(patterns), 2, *power.shape[1:]))
             return torch.from_numpy(seen[0])[:, None], scale[:, None], distances
         values, present = represent(patterns, representation)
         rough = roughen_on_device(values, present, self.stretch)
@@ -333,18 +334,16 @@ def roughen_on_device(
     return rough / (rough.square().mean((2, 3), keepdim=True) + TINY).sqrt()
 
 
-def _transform(images: torch.Tensor) -> npt.NDArray[np.complex64]:
-    """Transform real images as torch.fft.rfft2 does, faster where it is slow."""
-    *front, rows, columns = images.shape
+def _power(images: torch.Tensor) -> npt.NDArray[np.float32]:
+    """Square what torch.fft.rfft2 gives of real images, faster where it is slow."""
+    rows = images.shape[1]
     if not is_awkward(rows):
-        return np.asarray(torch.fft.rfft2(images, norm="ortho"))
-    across = torch.view_as_real(torch.fft.rfft(images, norm="ortho"))
-    parts = fold_rows(across.reshape(-1, rows, 2 * (columns // 2 + 1)).numpy())
-    cosine, sine = (
-        (torch.from_numpy(matrix) @ torch.from_numpy(part)).numpy()
-        for matrix, part in zip(fourier_matrices(rows), parts, strict=True)
-    )
-    return unfold_rows(cosine, sine, rows).reshape(*front, rows, -1)
+        return square(torch.fft.rfft2(images, norm="ortho").numpy())
+    plan = plan_transform(rows)
+    even, odd = fold_rows(torch.fft.rfft(images, norm="ortho").numpy())
+    cosine = torch.from_numpy(plan.cosines) @ torch.from_numpy(even)
+    sine = torch.from_numpy(plan.sines) @ torch.from_numpy(odd)
+    return unfold_power(cosine.numpy(), sine.numpy(), rows)
 
 
 def _convolution(n_in: int, n_out: int, stride: int, kernel: int = 3) -> list[nn.Module]:

@@ -13,6 +13,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from spidask.frames.convolution import GROUP, KERNEL, MARGIN, convolve_partially
 from spidask.networks.picture import PictureConv, fold_channels
 
 ALIGNED = 16
@@ -160,10 +161,10 @@ class _Linear(nn.Module):
 class _Rescaled(nn.Module):
     """A partial convolution's scale, its norm and maybe the activation, instead of its result."""
 
-    def __init__(self, shift: torch.Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, shift: torch.Tensor, dtype: torch.dtype, *, is_rectified: bool) -> None:
         super().__init__()
         self.shift = shift.to(dtype)[None, :, None, None]
-        self.is_rectified = False
+        self.is_rectified = is_rectified
 
     def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         is_one_mask = torch.equal(scale, scale[:1].expand_as(scale))
@@ -179,39 +180,89 @@ class _Rescaled(nn.Module):
         return x.relu_() if self.is_rectified else x
 
 
+class _Partial(nn.Module):
+    """A partial convolution of one channel with its scale, its norm and its activation."""
+
+    def __init__(self, weight: torch.Tensor, shift: torch.Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.weight, self.shift = weight.detach()[:, 0].numpy(), shift.detach().numpy()
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        out = torch.empty((len(x), *scale.shape[2:], len(self.weight)), dtype=self.dtype)
+        bits = out if self.dtype == torch.float32 else out.view(torch.uint16)
+        given = x[:, 0].numpy(), self.weight, scale[:, 0].numpy(), self.shift
+        convolve_partially(*given, bits.numpy())
+        return out.permute(0, 3, 1, 2)
+
+
 def _fuse_one(traced: fx.GraphModule, node: fx.Node, size: torch.Size, dtype: torch.dtype) -> None:
-    x, name = node.args[0], f"fused_{node.name}"
     weight, bias, geometry = _describe(node, size)
-    last, args, rescaled = node, [x], None
+    if bias is None and (found := _scaled_norm(node)):
+        _fuse_partial(traced, node, *found, weight, geometry, size, dtype)
+        return
+    last, args = node, [node.args[0]]
     following = _follower(last)
     if following is not None and _is_module(following, Norm):
         weight, bias = _fold(following, weight, bias)
         last = following
-    elif following is not None and _is_call(following, operator.mul, torch.mul):
-        norm = _follower(following)
-        is_first = following.args[0] is node
-        if norm is not None and _is_module(norm, Norm) and bias is None and is_first:
-            weight, shift = _fold(norm, weight, None)
-            rescaled, last = (following.args[1], _Rescaled(shift, dtype)), norm
     layer = _Convolution(weight, bias, geometry, size, dtype)
-    traced.add_submodule(name, layer)
     following = _follower(last)
-    if rescaled is None and following is not None and _is_call(following, operator.add, torch.add):
+    if following is not None and _is_call(following, operator.add, torch.add):
         others = [a for a in following.args if isinstance(a, fx.Node) and a is not last]
         after = _follower(following)
         if len(others) == 1 and after is not None and _activation(after):
-            args, last, following = [x, others[0]], following, after
-    if following is not None and (found := _activation(following)):
-        if rescaled is None:
-            layer.activation, last = found, following
-        elif found == ("relu", []):
-            rescaled[1].is_rectified, last = True, following
-    with traced.graph.inserting_before(last):
-        new = traced.graph.call_module(name, tuple(args))
-        if rescaled is not None:
-            traced.add_submodule(name + "_scale", rescaled[1])
-            new = traced.graph.call_module(name + "_scale", (new, rescaled[0]))
+            last, following = following, after
+            args.append(others[0])
+    if following is not None and (activation := _activation(following)):
+        layer.activation, last = activation, following
+    last.replace_all_uses_with(_insert(traced, last, f"fused_{node.name}", layer, *args))
+
+
+def _fuse_partial(
+    traced: fx.GraphModule,
+    node: fx.Node,
+    scale: Any,
+    norm: fx.Node,
+    weight: torch.Tensor,
+    geometry: Geometry,
+    size: torch.Size,
+    dtype: torch.dtype,
+) -> None:
+    weight, shift = _fold(norm, weight, None)
+    after = _follower(norm)
+    is_rectified = after is not None and _activation(after) == ("relu", [])
+    last = after if after is not None and is_rectified else norm
+    x, name = node.args[0], f"fused_{node.name}"
+    usual = [MARGIN, MARGIN], [2, 2], [1, 1], 1
+    is_usual = weight.shape[1:] == (1, KERNEL, KERNEL) and geometry == usual
+    if is_usual and is_rectified and len(weight) % GROUP == 0:
+        new = _insert(traced, last, name, _Partial(weight, shift, dtype), x, scale)
+    else:
+        layer = _Convolution(weight, None, geometry, size, dtype)
+        rescaled = _Rescaled(shift, dtype, is_rectified=is_rectified)
+        new = _insert(traced, last, name, layer, x)
+        new = _insert(traced, last, name + "_scale", rescaled, new, scale)
     last.replace_all_uses_with(new)
+
+
+def _scaled_norm(node: fx.Node) -> tuple[Any, fx.Node] | None:
+    """What multiplies a convolution's result, and the norm that takes the product."""
+    product = _follower(node)
+    if product is None or not _is_call(product, operator.mul, torch.mul):
+        return None
+    norm = _follower(product)
+    if norm is None or not _is_module(norm, Norm) or product.args[0] is not node:
+        return None
+    return product.args[1], norm
+
+
+def _insert(
+    traced: fx.GraphModule, before: fx.Node, name: str, layer: nn.Module, *args: Any
+) -> fx.Node:
+    traced.add_submodule(name, layer)
+    with traced.graph.inserting_before(before):
+        return traced.graph.call_module(name, args)
 
 
 def _is_convolution(node: fx.Node) -> bool:

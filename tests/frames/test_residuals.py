@@ -38,6 +38,30 @@ def test_roughness_is_that_of_the_slow_loop(is_logarithmic):
             np.testing.assert_allclose(one[i], other, atol=1e-5)
 
 
+def test_patterns_may_be_smaller_than_a_window():
+    for pattern in (PATTERNS[1, :5, :3], PATTERNS[1, :16, :1], PATTERNS[1, :1, :20]):
+        found = roughen(pattern[None], 30.0, is_logarithmic=True)[2][0]
+        np.testing.assert_allclose(
+            found, slow_rough(pattern, 30.0, is_logarithmic=True)[2], atol=1e-5
+        )
+
+
+def test_what_is_faint_below_something_bright_is_as_rough_as_without():
+    pattern = RANDOM.poisson(0.02, (60, 40)).astype(np.float32)
+    pattern[:5] = 1e6
+    found = roughen(pattern[None], 30.0, is_logarithmic=True)[2][0]
+    expected = slow_rough(pattern, 30.0, is_logarithmic=True)[2]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_no_pattern_changes_a_bit_of_another():
+    together = roughen(PATTERNS, 30.0, is_logarithmic=True)
+    for i in (2, 0, 1):
+        alone = roughen(PATTERNS[i : i + 1], 30.0, is_logarithmic=True)
+        for one, other in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(one[i : i + 1], other)
+
+
 def test_a_pattern_of_nothing_is_nothing():
     for empty in (np.zeros((1, 8, 9), np.float32), np.full((1, 8, 9), np.nan, np.float32)):
         values, _, rough = roughen(empty, 30.0, is_logarithmic=True)

@@ -20,6 +20,8 @@ JET = Representation(colours="jet", maximum="own", size=(64, 96))
 GREY = Representation(colours="grey", maximum="own", size=(64, 96))
 NETWORKS = {
     "compact": (Compact, Representation()),
+    "compact of another window": (lambda: Compact(kernel=5), Representation()),
+    "compact of other widths": (lambda: Compact(widths=(10, 18, 32)), Representation()),
     "resnet18": (lambda: ResNet18(0.25), Representation()),
     "efficientnet": (EfficientNet, JET),
     "yolov2": (lambda: YoloV2(0.1), JET),
@@ -114,6 +116,16 @@ def test_place_in_the_batch_changes_no_bit_whatever_the_width(make):
         )
         fused = fuse(network, one, torch.float32)
         torch.testing.assert_close(fused(*two), fused(*one).roll(1, 0), rtol=0, atol=0)
+
+
+def test_the_first_convolution_of_the_usual_window_is_one_layer(patterns):
+    for make, n_layers in ((Compact, 1), (NETWORKS["compact of another window"][0], 2)):
+        network = trained(make)
+        with torch.inference_mode():
+            seen = network.see(patterns, Representation())
+            fused = fuse(network, seen, torch.float32)
+        names = [name for name, _ in fused.named_children() if name.startswith("fused_stem")]
+        assert len(names) == n_layers
 
 
 @pytest.mark.skipif(not can_fuse(torch.bfloat16), reason="no bfloat16 here")
