@@ -13,10 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from spidask.config import Representation
 from spidask.frames.calibrate import Calibration, calibrate
 from spidask.networks.picture import render
-from spidask.networks.representation import represent
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -125,13 +123,6 @@ def benchmark_preprocessing() -> list[Row]:
         ):
             np.testing.assert_array_equal(found, expected)
     source, target = np.ones((2, *raw.shape), np.float32)
-    settings = Representation(scale="logarithmic", maximum=30)
-
-    def see() -> None:
-        for start in range(0, N_FRAMES, 64):
-            patterns, _ = calibrate(raw[start : start + 64], plain, lit_photons=LIT)
-            represent(torch.from_numpy(patterns), settings)
-
     seconds = take_turns(
         {
             "memcpy": (lambda: np.copyto(target, source), N_FRAMES),
@@ -140,7 +131,6 @@ def benchmark_preprocessing() -> list[Row]:
                 lambda: calibrate(raw, common, lit_photons=LIT),
                 N_FRAMES,
             ),
-            "patterns, counts, and the scaled input beside its mask": (see, N_FRAMES),
             "NumPy": (lambda: calibrate_plainly(few, plain), len(few)),
             "NumPy with common mode": (lambda: calibrate_plainly(few, common), len(few)),
         },
