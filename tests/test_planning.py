@@ -170,9 +170,9 @@ def test_the_lines(beamtime, tmp_path):
     )
     assert lines[1] == "raw      2.3 MB, of which 1.73 MB are within the region to read"
     assert lines[-2].startswith("output   4.17 MB if 1.6% of the frames are hits: labels.zarr 34.8")
-    # 12 iterations of 16 patterns; 9.6 hits that five members score in 1 ms and a little, for the
+    # 12 iterations of 16 patterns; 9.6 hits that five members score in 0.8 ms and a little, for the
     # network sees 36 x 40 pixels instead of 123 x 240, and 600 frames in 2.4 us each.
-    times = "train 0.12 s, classify 0.052 s, export 0.048 s"
+    times = "train 0.12 s, classify 0.042 s, export 0.048 s"
     assert lines[-1].startswith(f"time     {times}, at the rates")
 
 

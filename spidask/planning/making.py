@@ -57,10 +57,10 @@ PIXELS_PER_SECOND = 2.2e9
 """Calibrated and counted by one core, without common mode (jobs/benchmark.py kernels)."""
 USUAL_GFLOP, USUAL_LAYER_BYTES = 0.1005, 714_240
 """Of the compact network on 123 x 240 pixels, whose training and memory are known."""
-SEEN_SECONDS, GFLOP_PER_SECOND = 1e-3, 105.0
-"""Of one core for what a network sees of a pattern, and its arithmetic: that makes 2.0 ms for the
+SEEN_SECONDS, GFLOP_PER_SECOND = 0.8e-3, 105.0
+"""Of one core for what a network sees of a pattern, and its arithmetic: that makes 1.8 ms for the
 compact network, 21 for ResNet-18, 282 for YOLOv2, 1 330 for YOLOv3; jobs/benchmark.py networks
-measured 2.0, 21, 270, 1 300 in torch, fp32."""
+measured 1.7, 20, 270, 1 270 in torch, fp32."""
 TRAINED_PER_SECOND = 90.0
 """Patterns that one core trains on."""
 EXPORTED_PER_SECOND = 200.0
