@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spidask.errors import DataError
+from spidask.io.sources import locate_source
 from spidask.io.stack import fill_value
 
 MOST_NUMBERS = 100_000_000
@@ -284,17 +285,14 @@ def list_broken_sources(array: h5py.Dataset, above: tuple[Place, ...] = ()) -> d
         Name of the file, as the array has it, to what is wrong with it; `GONE` where HDF5 gives
         the array's fill value instead.
     """
-    home = os.path.dirname(os.path.realpath(array.file.filename))
     above = (*above, (os.path.realpath(array.file.filename), array.name))
     broken = {}
     for (name, dataset), need in _mapped(array).items():
         if name == ".":
             problem = _find_problem_in(array.file, dataset, need, above)
         else:
-            # From the virtual file's folder, else from where we are.
-            path = os.path.join(home, name)
-            path = path if os.path.isfile(path) else name
-            problem = _find_problem(path, dataset, need, above)
+            place = locate_source(array.file.filename, name)
+            problem = _find_problem(place, dataset, need, above)
         if problem:
             broken[name] = problem
     return broken

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +20,7 @@ from spidask.io.arrays import find_array, refuse_short_chunks
 from spidask.io.direct import DirectReader, open_direct
 from spidask.io.layout import ALL_BITS, ANYTHING, FileLayout, find_stack, refuse_unfitting
 from spidask.io.modules import Layout, ModulesReader
+from spidask.io.sources import list_sources
 from spidask.io.stack import (
     StackInfo,
     describe_stack,
@@ -107,7 +108,7 @@ def scan_hdf5(path: str, dataset: str, layout: FileLayout = ANYTHING) -> StackIn
             else:
                 info = describe_stack(array.shape, array.dtype, array.chunks, place, describe)
             refuse_unfitting(layout, info.shape, describe)
-            return info
+            return replace(info, sources=list_sources(path, array))
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise DataError(_explain(path, error)) from error
 
@@ -193,15 +194,29 @@ def _telling(path: str) -> Iterator[None]:
 
 
 _seen: dict[str, tuple[int, int]] = {}
+_sources: dict[str, set[str]] = {}
+"""Of the files that are open."""
 
 
 def _stat(path: str) -> tuple[int, int]:
+    _look_at_sources(path)
+    return _look(path)
+
+
+def _look_at_sources(path: str) -> None:
+    for source in tuple(_sources.get(path, ())):
+        with suppress(OSError):
+            _look(source)
+
+
+def _look(path: str) -> tuple[int, int]:
     stat = os.stat(path)
     now = stat.st_size, stat.st_mtime_ns
     if _seen.setdefault(path, now) != now:
         # HDF5 would not look at the file again while it has it open, so everything is closed.
-        _open.cache_clear()
-        _open_frames.cache_clear()
+        for opened in (_open, _open_frames, _find_modules):
+            opened.cache_clear()
+        _sources.clear()
         _seen.clear()
         _seen[path] = now  # else the next change of this file would not show
     return now
@@ -221,6 +236,8 @@ def _open(path: str, dataset: str, size: int, mtime_ns: int) -> h5py.Dataset:
     array = find_array(_open_file(path), dataset)
     if array is None:
         raise KeyError(f"it has no array '{dataset}'")
+    _sources.setdefault(path, set()).update(list_sources(path, array))
+    _look_at_sources(path)
     return array
 
 

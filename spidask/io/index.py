@@ -16,7 +16,7 @@ from spidask.io.photons import are_photons, scan_photons
 from spidask.io.stack import StackInfo
 from spidask.io.zarr import is_zarr, scan_zarr, stat_zarr
 
-VERSION = 2
+VERSION = 3
 """Of the cache; another one is not read."""
 
 
@@ -29,7 +29,7 @@ class FileEntry:
     path : str
         The file, or the Zarr folder.
     size, mtime_ns : int
-        Bytes and time of the last change; they say whether the entry still holds.
+        As of `stat_file`; they say whether the entry still holds.
     info : StackInfo or None
         What the header says; None where it cannot be read.
     problem : str
@@ -76,8 +76,8 @@ def index_files(
     return entries
 
 
-def stat_file(path: str, dataset: str) -> tuple[int, int]:
-    """Size and time of the last change of a file or a folder.
+def stat_file(path: str, dataset: str, sources: Sequence[str] = ()) -> tuple[int, int]:
+    """Size and time of the last change of a file or a folder, so that a change shows.
 
     Parameters
     ----------
@@ -85,12 +85,20 @@ def stat_file(path: str, dataset: str) -> tuple[int, int]:
         The file or folder.
     dataset : str
         Path of the stack of frames inside it.
+    sources : sequence of str
+        Other files in which its frames lie.
 
     Returns
     -------
     tuple of int
-        Bytes and nanoseconds; zeros where nothing is there.
+        Bytes and nanoseconds, zeros where nothing is there; with sources, the sums over all.
     """
+    stats = [_stat_one(path, dataset), *(_stat_one(source, "") for source in sources)]
+    sizes, times = zip(*stats, strict=True)
+    return sum(sizes), sum(times) % 2**63
+
+
+def _stat_one(path: str, dataset: str) -> tuple[int, int]:
     try:
         if is_zarr(path):
             return stat_zarr(path, dataset)
@@ -103,13 +111,17 @@ def stat_file(path: str, dataset: str) -> tuple[int, int]:
 
 
 def _refresh(path: str, dataset: str, layout: FileLayout, known: FileEntry | None) -> FileEntry:
-    signature = stat_file(path, dataset)
+    sources = known.info.sources if known and known.info else []
+    signature = stat_file(path, dataset, sources)
     if known and (known.size, known.mtime_ns) == signature:
         return known
     try:
-        return FileEntry(path, *signature, _scan(path, dataset, layout))
+        info = _scan(path, dataset, layout)
     except DataError as error:
         return FileEntry(path, *signature, None, str(error))
+    if info.sources != sources:
+        signature = stat_file(path, dataset, info.sources)
+    return FileEntry(path, *signature, info)
 
 
 def _scan(path: str, dataset: str, layout: FileLayout) -> StackInfo:

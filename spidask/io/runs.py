@@ -92,7 +92,8 @@ def open_runs(
         [path, reason], whose frames have another shape than most files' and are here but filled;
         ``faults``, path to what is missing or odd of a detector of several modules, see
         `modules.TOLD`, whose frames are here and filled, and which is told among the odd files
-        too; ``frame_shape``; ``frames_per_block``; ``mask_bits``.
+        too; ``sources``, path to other files that its frames lie in; ``frame_shape``;
+        ``frames_per_block``; ``mask_bits``.
 
     Raises
     ------
@@ -130,6 +131,9 @@ def open_runs(
         "unreadable_files": unreadable,
         "unreadable_runs": [name for name, paths in runs.items() if not readable & set(paths)],
         "odd_files": _odd_files(good, shape),
+        "sources": {
+            e.path: i.sources for e, i in zip(good, _infos(good), strict=True) if i.sources
+        },
         "faults": {e.path: i.faults for e, i in zip(good, _infos(good), strict=True) if i.faults},
         "frame_shape": list(shape),
         "frames_per_block": frames_per_block or choose_block(shape, dtype),
@@ -383,11 +387,8 @@ def sign_files(ds: xr.Dataset) -> dict[str, list[list[str | int]]]:
     )
     for code, file in _runs_and_files(ds):
         path = paths[file]
-        entry: list[str | int] = [
-            Path(path).name,
-            *stat_file(path, datasets[file]),
-            int(lengths[file]),
-        ]
+        signature = stat_file(path, datasets[file], ds.attrs["sources"].get(path, []))
+        entry: list[str | int] = [Path(path).name, *signature, int(lengths[file])]
         signatures.setdefault(ds["run_name"].values[code], []).append(entry)
     return signatures
 

@@ -68,6 +68,8 @@ class StackInfo:
         Name in the vocabulary to the path of the array, and the factor that gives its unit.
     faults : dict
         What is missing or odd of a detector of several modules, see `modules.TOLD`.
+    sources : list of str
+        Other files in which the frames lie, of a virtual stack or one behind a link.
     """
 
     shape: tuple[int, ...]
@@ -77,6 +79,7 @@ class StackInfo:
     dataset: str = ""
     energies: dict[str, list[Any]] = field(default_factory=dict)
     faults: dict[str, Any] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)
 
 
 def describe_stack(
