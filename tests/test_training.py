@@ -181,10 +181,11 @@ def test_two_ranks_learn_what_one_does_that_takes_their_pieces_in_turn(
     train_here(beamtime, tmp_path / "two", client, **training)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert len(one) == len(two) == 3
-    for a, b in zip(one, two, strict=True):
+    # Equal but for rounding, by which later some pixel is the largest instead of another.
+    for a, b, apart in zip(one, two, (1e-6, 1e-4, 1e-4), strict=True):
         assert len(a) > 20
         for name in a:
-            np.testing.assert_allclose(a[name], b[name], atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(a[name], b[name], atol=apart, err_msg=name)
     assert not (tmp_path / "two" / "checkpoints" / "labelled.safetensors").exists()
 
 
