@@ -181,8 +181,10 @@ def test_two_ranks_learn_what_one_does_that_takes_their_pieces_in_turn(
     train_here(beamtime, tmp_path / "two", client, **training)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert len(one) == len(two) == 3
-    # Equal but for rounding, by which later some pixel is the largest instead of another.
-    for a, b, apart in zip(one, two, (1e-6, 1e-4, 1e-4), strict=True):
+    # Equal but for rounding. Of pieces of pieces the sums are taken in another order: 4e-9 after
+    # two iterations, which grew to 2e-5 after six, when weights had moved by 0.01.
+    later = 1e-4 if changes is DIVIDED else 1e-5
+    for a, b, apart in zip(one, two, (1e-6, later, later), strict=True):
         assert len(a) > 20
         for name in a:
             np.testing.assert_allclose(a[name], b[name], atol=apart, err_msg=name)

@@ -204,7 +204,7 @@ def refuse_unsound(array: h5py.Dataset) -> None:
     if array.ndim < 3:  # stacks may have millions of chunks, which are looked at as they are read
         refuse_short_chunks(array)
     for name, offset, size in array.external or ():
-        path = os.path.join(os.path.dirname(array.file.filename), name)
+        path = locate_source(array.file.filename, name)
         there = os.path.getsize(path) if os.path.isfile(path) else 0
         if there < offset + min(size, array.nbytes):
             raise DataError(

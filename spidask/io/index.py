@@ -93,8 +93,11 @@ def stat_file(path: str, dataset: str, sources: Sequence[str] = ()) -> tuple[int
     tuple of int
         Bytes and nanoseconds, zeros where nothing is there; with sources, the sums over all.
     """
-    stats = [_stat_one(path, dataset), *(_stat_one(source, "") for source in sources)]
-    sizes, times = zip(*stats, strict=True)
+    return _add_sources(_stat_one(path, dataset), sources)
+
+
+def _add_sources(own: tuple[int, int], sources: Sequence[str]) -> tuple[int, int]:
+    sizes, times = zip(own, *(_stat_one(source, "") for source in sources), strict=True)
     return sum(sizes), sum(times) % 2**63
 
 
@@ -111,17 +114,17 @@ def _stat_one(path: str, dataset: str) -> tuple[int, int]:
 
 
 def _refresh(path: str, dataset: str, layout: FileLayout, known: FileEntry | None) -> FileEntry:
-    sources = known.info.sources if known and known.info else []
-    signature = stat_file(path, dataset, sources)
-    if known and (known.size, known.mtime_ns) == signature:
-        return known
+    # Before it is scanned, so that a change meanwhile shows the next time.
+    own = _stat_one(path, dataset)
+    if known and known.info:
+        signature = _add_sources(own, known.info.sources)
+        if (known.size, known.mtime_ns) == signature:
+            return known
     try:
         info = _scan(path, dataset, layout)
     except DataError as error:
-        return FileEntry(path, *signature, None, str(error))
-    if info.sources != sources:
-        signature = stat_file(path, dataset, info.sources)
-    return FileEntry(path, *signature, info)
+        return FileEntry(path, *own, None, str(error))
+    return FileEntry(path, *_add_sources(own, info.sources), info)
 
 
 def _scan(path: str, dataset: str, layout: FileLayout) -> StackInfo:

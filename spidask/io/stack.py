@@ -17,11 +17,7 @@ EVENT_IDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "trainId": (("trainId",),),
     "pulseId": (("pulseId",), ("memoryCell",)),
     "cellId": (("cellId",),),
-    "timestamp": (
-        ("timestamp",),
-        ("event_time",),
-        ("machineTime", "machineTimeNanoSeconds"),
-    ),
+    "timestamp": (("timestamp",), ("event_time",), ("machineTime", "machineTimeNanoSeconds")),
     "fiducial": (("fiducial",), ("fiducials",)),
     "eventNumber": (("eventNumber",),),
 }
@@ -69,7 +65,7 @@ class StackInfo:
     faults : dict
         What is missing or odd of a detector of several modules, see `modules.TOLD`.
     sources : list of str
-        Other files in which the frames lie, of a virtual stack or one behind a link.
+        Other files in which the frames lie.
     """
 
     shape: tuple[int, ...]
